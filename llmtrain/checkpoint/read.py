@@ -1,0 +1,129 @@
+"""Reading checkpoints of other runs: one process, nothing is renamed, everything is verified first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmtrain.checkpoint.manifest import (
+    MANIFEST,
+    InvalidCheckpoint,
+    published,
+    read_manifest,
+    verify,
+    verify_file,
+)
+from llmtrain.checkpoint.storage import load_tensors, read_metadata
+from llmtrain.checkpoint.store import BEST, STATE
+from llmtrain.utils.errors import ConfigError, NoCheckpointError
+from llmtrain.utils.io import read_json
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint directory that a path given by the user means.
+
+    Args:
+        path: a run directory (its best checkpoint is taken, else its newest valid one), or a
+            `checkpoints/step-...` directory.
+
+    Raises:
+        ConfigError: it is neither.
+        NoCheckpointError: the run has no checkpoint that can be trusted.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file():
+        return path.resolve()
+    checkpoints = path if published(path) else path / "checkpoints"
+    if not checkpoints.is_dir():
+        raise ConfigError(
+            f"{path} holds no checkpoint",
+            f"there is {_contents(path)}",
+            "give a run directory (with checkpoints/ in it) or one of its checkpoints/step-* directories",
+        )
+    if (checkpoints / BEST / MANIFEST).is_file():
+        return (checkpoints / BEST).resolve()
+    reasons = []
+    for candidate in published(checkpoints):
+        try:
+            verify(candidate)
+            return candidate.resolve()
+        except InvalidCheckpoint as reason:
+            reasons.append(f"{candidate.name}: {reason}")
+    raise NoCheckpointError(
+        f"{path} has no checkpoint that can be trusted",
+        "; ".join(reasons) or f"there is {_contents(checkpoints)}",
+        "wait for its first checkpoint, or give another run",
+    )
+
+
+def _contents(path: Path) -> str:
+    """What is at a path, for a message."""
+    if not path.exists():
+        return "nothing"
+    if not path.is_dir():
+        return "a file"
+    names = sorted(entry.name for entry in path.iterdir())
+    if not names:
+        return "an empty directory"
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+@contextmanager
+def _rejecting(checkpoint: Path) -> Iterator[None]:
+    """Turn the reason of a rejection into an error for the user."""
+    try:
+        yield
+    except InvalidCheckpoint as reason:
+        raise NoCheckpointError(
+            f"the checkpoint cannot be trusted: {reason}",
+            str(checkpoint),
+            "give another checkpoint, or restore this one from a backup",
+        ) from None
+
+
+def read_tensors(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
+    """Load the tensors whose keys start with `prefix`, whole, on the CPU, with their keys unchanged.
+
+    Raises:
+        NoCheckpointError: a digest does not match, or no key starts so.
+    """
+    with _rejecting(checkpoint):
+        verify(checkpoint)
+    held: dict[str, Any] = read_metadata(checkpoint).state_dict_metadata
+    tensors = {
+        key: torch.empty(held[key].size, dtype=held[key].properties.dtype)
+        for key in sorted(held)
+        if key.startswith(prefix)
+    }
+    if not tensors:
+        raise NoCheckpointError(
+            f"the checkpoint holds no tensor called {prefix}...", str(checkpoint), "give another checkpoint"
+        )
+    load_tensors(checkpoint, tensors, alone=True)
+    return tensors
+
+
+def read_file(checkpoint: Path, name: str) -> str:
+    """The text of one file of a checkpoint, for example `config.yaml`, after a check of its digest.
+
+    Raises:
+        NoCheckpointError: it is not there, or has changed.
+    """
+    with _rejecting(checkpoint):
+        entries = read_manifest(checkpoint)["files"]
+        if name not in entries:
+            raise InvalidCheckpoint(f"{name} is not listed in {MANIFEST}")
+        verify_file(checkpoint / name, entries[name])
+    return (checkpoint / name).read_text(encoding="utf-8")
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state that was saved with a checkpoint."""
+    read_file(checkpoint, STATE)
+    state: dict[str, Any] = read_json(checkpoint / STATE)
+    return state

@@ -1,0 +1,206 @@
+"""Torch's distributed checkpoint (DCP) with its Hugging Face storage, made safe to rely upon.
+
+Tensors go to safetensors files, one per process; the plan is rebuilt from their headers, so that no
+pickle is ever written. What is added here: tensors are written without a copy in memory, the free space
+is checked against the exact plan before a byte is written, and errors come out as what they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as torch_dist
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint._hf_utils import (
+    CUSTOM_METADATA_KEY,
+    FORMAT_KEY,
+    FORMAT_VALUE,
+    SAVED_OFFSETS_KEY,
+)
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from llmtrain.checkpoint.manifest import TENSOR_SUFFIX, FileEntry
+from llmtrain.utils.errors import DiskFullError
+from llmtrain.utils.io import file_sha256
+
+SPACE_MARGIN = 1.05
+"""Headers, the other files and the file system's own needs, as a factor on the tensors' bytes."""
+
+FULL_DISK_ERRNO = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK_TEXT = ("No space left", "Disk quota exceeded", "unexpected pos", "os error 28", "os error 122")
+"""How a full disk reads where a library has turned the operating system's error into text."""
+
+
+def durable_entry(path: Path) -> FileEntry:
+    """Make a file that was just written survive a power cut, and take its digest meanwhile."""
+    with open(path, "rb") as file, ThreadPoolExecutor(1) as pool:
+        syncing = pool.submit(os.fsync, file.fileno())
+        digest = file_sha256(path)
+        syncing.result()
+    return FileEntry(path.stat().st_size, digest)
+
+
+class TensorWriter(dcp.HuggingFaceStorageWriter):
+    """Every process writes its share into one safetensors file, straight from the tensors.
+
+    DCP's own writer builds the bytes of each file in memory twice, and fsyncs a buffered stream without
+    flushing it.
+
+    Attributes:
+        written: the files that this process has written, by name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), save_distributed=True, enable_consolidation=False)
+        self.written: dict[str, FileEntry] = {}
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Called in rank 0 with what all ranks will write, doublets removed.
+
+        Raises:
+            DiskFullError: there is no room for it.
+        """
+        needed = 0
+        for plan in plans:
+            names = [item.index.fqn for item in plan.items]
+            # The storage would let the second chunk of a name replace the first, silently.
+            assert len(names) == len(set(names)), "one process holds two chunks of one tensor"
+            needed += sum(
+                item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize
+                for item in plan.items
+                if item.tensor_data is not None
+            )
+        check_space(Path(self.path), int(needed * SPACE_MARGIN))
+        return super().prepare_global_plan(plans)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this process's part of the plan; the reader finds it by the offsets in the header."""
+        if plan.items:
+            tensors = {item.index.fqn: _on_host(planner.resolve_data(item)) for item in plan.items}
+            offsets = {
+                item.index.fqn: {SAVED_OFFSETS_KEY: list(item.tensor_data.chunk.offsets)}
+                for item in plan.items
+                if item.tensor_data is not None
+            }
+            assert tensors.keys() == offsets.keys(), "only tensors can be stored"
+            path = Path(self.path) / f"tensors-{plan.storage_data['shard_index']:05d}{TENSOR_SUFFIX}"
+            save_file(tensors, path, {CUSTOM_METADATA_KEY: json.dumps(offsets), FORMAT_KEY: FORMAT_VALUE})
+            with safe_open(path, framework="pt"):  # refuses a file that is shorter than its header says
+                pass
+            self.written[path.name] = durable_entry(path)
+        future: Future[list[WriteResult]] = Future()
+        future.set_result([])
+        return future
+
+
+def _on_host(tensor: Any) -> Tensor:
+    """A dense CPU tensor with a storage of its own, as safetensors wants it; a copy only if needed."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def disk_full(path: Path, needed: int) -> DiskFullError:
+    """The error for a user, with the numbers."""
+    free = shutil.disk_usage(path if path.exists() else path.parent).free
+    return DiskFullError(
+        f"the disk is full: a checkpoint needs {needed:,} bytes, {free:,} are free",
+        str(path.parent),
+        "free some space, or lower checkpoint.keep, then run the same command again",
+    )
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Refuse to start writing what cannot fit.
+
+    Raises:
+        DiskFullError: fewer than `needed` bytes are free below `path`.
+    """
+    if shutil.disk_usage(path).free < needed:
+        raise disk_full(path, needed)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a full disk is behind an error, whatever it looks like."""
+    if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNO:
+        return True
+    return any(text in str(error) for text in FULL_DISK_TEXT)
+
+
+def _run_dcp(action: Callable[..., Any], path: Path, needed: int, **arguments: Any) -> None:
+    """Run a collective of DCP and raise the cause of its failure instead of its wrapper.
+
+    Raises:
+        DiskFullError: a process could not write for want of space.
+        RuntimeError: anything else, by its text.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            action(**arguments)
+        except CheckpointException as failure:  # a BaseException: nothing else would catch it
+            causes = [cause for cause, _ in failure.failures.values()]
+            for cause in causes:
+                if isinstance(cause, DiskFullError):
+                    raise cause from None
+            if any(is_disk_full(cause) for cause in causes):
+                raise disk_full(path, needed) from causes[0]
+            raise RuntimeError(str(failure)) from causes[0]
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full(path, needed) from error
+            raise
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, FileEntry]:
+    """Write tensors below `path`, each once, spread over the processes; collective.
+
+    Returns:
+        the files that THIS process wrote, by name.
+
+    Raises:
+        DiskFullError: in every process, if there is no room or it runs out.
+    """
+    writer = TensorWriter(path)
+    needed = int(sum(tensor.numel() * tensor.itemsize for tensor in tensors.values()) * SPACE_MARGIN)
+    _run_dcp(
+        dcp.save,
+        path,
+        needed,
+        state_dict=tensors,
+        storage_writer=writer,
+        no_dist=not torch_dist.is_initialized(),
+    )
+    return writer.written
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Names, shapes and number formats of what a checkpoint holds; reads the headers only."""
+    return dcp.HuggingFaceStorageReader(str(path)).read_metadata()
+
+
+def load_tensors(path: Path, tensors: dict[str, Tensor], alone: bool = False) -> None:
+    """Fill `tensors` in place from a checkpoint, whatever layout wrote it.
+
+    Args:
+        path: checkpoint directory.
+        tensors: key -> plain tensor or DTensor of the right global shape.
+        alone: do not wait for the other processes; otherwise collective.
+    """
+    no_dist = alone or not torch_dist.is_initialized()
+    reader = dcp.HuggingFaceStorageReader(str(path))
+    _run_dcp(dcp.load, path, 0, state_dict=tensors, storage_reader=reader, no_dist=no_dist)

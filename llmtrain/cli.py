@@ -1,0 +1,251 @@
+"""The command `llmtrain`: words -> checked configuration -> run directory -> worker or launcher.
+
+Nothing here imports torch: a mistake is reported in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from llmtrain import __version__
+from llmtrain.completion import candidates, script
+from llmtrain.compose import Composed, compose
+from llmtrain.configs_verb import configs
+from llmtrain.environment import count_processes
+from llmtrain.folders import ConfigFolders, shown_path
+from llmtrain.help import configs_help, top_help, verb_help
+from llmtrain.keys import KeySpace
+from llmtrain.schema.load import dump, suggest
+from llmtrain.schema.plugins import config_dirs, registry_with
+from llmtrain.schema.registry import builtin_registry
+from llmtrain.schema.roots import ROOTS
+from llmtrain.schema.stored import config_text
+from llmtrain.start import Start, open_run
+from llmtrain.style import Style
+from llmtrain.sweep import Sweep, plan
+from llmtrain.utils.errors import ConfigError, ExitCode, Problem, UserError
+
+VERBS = (*ROOTS, "configs")
+
+
+@dataclass
+class Invocation:
+    """The words of the command line, sorted."""
+
+    verb: str | None = None
+    words: list[str] = field(default_factory=list)
+    config_dir: str | None = None
+    cfg: bool = False
+    dry_run: bool = False
+    multirun: bool = False
+    help: bool = False
+    version: bool = False
+    completion: str | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: words after `llmtrain`; by default those of the process.
+
+    Returns:
+        the exit code. Verbs that train, evaluate or generate turn into another program instead.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return run(arguments)
+    except UserError as error:
+        sys.stdout.flush()
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPT
+    except BrokenPipeError:
+        # the reader (`| head`) has gone: what is still in the buffer must not raise at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+
+
+def run(arguments: list[str]) -> int:
+    """Do what the words say; returns the exit code.
+
+    Raises:
+        UserError: the user has to act.
+    """
+    if arguments[:1] == ["--complete"]:
+        try:
+            print("\n".join(candidates(arguments[1:])))
+        except UserError:
+            return ExitCode.CONFIG
+        return ExitCode.OK
+    call = sort_words(arguments)
+    style = Style()
+    if call.version:
+        print(f"llmtrain {__version__}")
+    elif call.completion is not None:
+        print(script(call.completion))
+    elif call.help or call.verb is None:
+        print(help_text(call, style))
+        return ExitCode.OK if call.help else ExitCode.CONFIG
+    elif call.verb == "configs":
+        print(configs(call.words, call.config_dir, style))
+    else:
+        return run_verb(call, style, arguments)
+    return ExitCode.OK
+
+
+def sort_words(arguments: Sequence[str]) -> Invocation:
+    """Tell verb, options and overrides apart.
+
+    Raises:
+        ConfigError: with every option that is unknown or incomplete.
+    """
+    call = Invocation()
+    problems: list[Problem] = []
+    switches = {"--dry-run": "dry_run", "-m": "multirun", "--multirun": "multirun", "--version": "version"}
+    switches |= {"--help": "help", "-h": "help"}
+    valued = {"--config-dir": "config_dir", "--cfg": "cfg", "--completion": "completion"}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if word in switches:
+            setattr(call, switches[word], True)
+        elif name in valued:
+            if not equals and (not rest or rest[0].startswith("-")):
+                problems.append(Problem(f"{name} needs a value", "command line", f"write {name} VALUE"))
+                continue
+            value = value if equals else rest.pop(0)
+            if name == "--cfg" and value != "job":
+                problems.append(Problem(f"--cfg {value} is unknown", "command line", "write --cfg job"))
+            setattr(call, valued[name], True if name == "--cfg" else value)
+        elif word.startswith("-"):
+            problems.append(_unknown_option(word, rest, [*switches, *valued], call.verb))
+        elif call.verb is None and word in VERBS:
+            call.verb = word
+        else:
+            call.words.append(word)
+    if call.verb is None and call.words and not problems:
+        problems.append(_no_verb(call.words[0]))
+    if problems:
+        raise ConfigError(problems)
+    return call
+
+
+def _unknown_option(word: str, rest: list[str], known: Sequence[str], verb: str | None) -> Problem:
+    """`--lr 1e-3` is the habit of other tools: keys take no dashes here."""
+    name, equals, value = word.partition("=")
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if close:
+        return Problem(f"there is no option {name!r}", "command line", f"did you mean {close[0]!r}?")
+    if not equals and rest and not rest[0].startswith("-") and "=" not in rest[0] and rest[0] not in VERBS:
+        value = rest.pop(0)
+    key = name.lstrip("-").replace("-", "_")
+    space = KeySpace.make(ROOTS.get(verb or "", ROOTS["pretrain"]), builtin_registry(), {})
+    meant = re.match(r"did you mean '([^']+)'", space.nearest(key))
+    if key in space.hints or meant:
+        key = key if key in space.hints or not meant else meant[1]
+        fix = f"keys take no dashes: {key}={value or 'VALUE'}"
+    else:
+        fix = f"options: {', '.join(known)}; keys are written without dashes, key=value"
+    return Problem(f"there is no option {name!r}", "command line", fix)
+
+
+def _no_verb(word: str) -> Problem:
+    if "=" in word:
+        return Problem("the verb is missing", "command line", f"write llmtrain pretrain {word} ...")
+    return Problem(f"there is no verb {word!r}", "command line", suggest(word, VERBS))
+
+
+def help_text(call: Invocation, style: Style) -> str:
+    """The help that was asked for."""
+    folders = ConfigFolders.make(call.config_dir, config_dirs([]))
+    if call.verb is None:
+        return top_help(folders, style)
+    if call.verb == "configs":
+        return configs_help(style)
+    return verb_help(call.verb, folders, registry_with([]), style)
+
+
+def run_verb(call: Invocation, style: Style, arguments: Sequence[str]) -> int:
+    """Compose, and hand over to the worker, the launcher or the sweep."""
+    assert call.verb is not None
+    distributed = {"TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"} <= os.environ.keys()
+    if distributed and os.environ["RANK"] != "0":
+        if call.verb == "pretrain" and not (call.cfg or call.dry_run or call.multirun):
+            execute("llmtrain.worker", "-")
+        return ExitCode.OK
+    if distributed and call.multirun:
+        raise ConfigError("-m cannot run under torchrun", "command line: -m", "start the sweep without it")
+    if distributed and call.verb != "pretrain" and os.environ["WORLD_SIZE"] != "1":
+        raise ConfigError(
+            f"{call.verb} takes one process", "torchrun", f"run llmtrain {call.verb} without it"
+        )
+    composed = compose(call.verb, call.words, call.config_dir, call.multirun)
+    if call.cfg:
+        for index, one in enumerate(composed):
+            title = f"# trial {index}: {' '.join(one.overrides)}\n" if call.multirun else ""
+            print("---\n" * (index > 0) + title + config_text(one.verb, one.shown), end="")
+        return ExitCode.OK
+    if call.multirun:
+        if distributed:
+            raise ConfigError(
+                "-m cannot run under torchrun", "command line: -m", "start the sweep without it"
+            )
+        options = ["--config-dir", call.config_dir] if call.config_dir else []
+        options += ["--dry-run"] if call.dry_run else []
+        return Sweep(call.verb, plan(composed, call.words), options, style).run()
+    return start(call, composed[0], style, arguments, distributed)
+
+
+def start(
+    call: Invocation, composed: Composed, style: Style, arguments: Sequence[str], distributed: bool
+) -> int:
+    """Start one run, or another verb."""
+    text = json.dumps(dump(composed.config))
+    if call.dry_run:
+        print(config_text(composed.verb, composed.shown))
+        if composed.verb == "pretrain":
+            os.environ["LLMTRAIN_DRY_RUN"] = "1"
+            execute("llmtrain.worker", composed.verb, text)
+        return ExitCode.OK
+    if composed.verb != "pretrain":
+        execute("llmtrain.worker", composed.verb, text)
+    started: Start = open_run(composed, arguments)
+    if started.finished is not None and not distributed:  # the other ranks wait: their worker says it
+        os.close(started.descriptor)
+        print(finished_text(started.finished, shown_path(started.directory.path), style))
+        return ExitCode.OK
+    if distributed and composed.config.launch.num_processes is not None:
+        print("warning: launch.num_processes is ignored: torchrun decides", file=sys.stderr)
+    several = not distributed and count_processes(composed.config) > 1
+    execute("llmtrain.launch" if several else "llmtrain.worker", str(started.directory.path))
+
+
+def finished_text(summary: dict[str, Any], path: str, style: Style) -> str:
+    """What is said of a run that is complete already."""
+    rows: list[tuple[str, str]] = []
+    for key, value in summary.items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or key == "exit_code":
+            continue
+        text = (
+            f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else value
+        )
+        rows.append((key.replace("_", " "), text))
+    more = "a greater train.steps trains on, another run.name starts a new run"
+    return "\n".join([style.bold(f"finished already: {path}"), style.entries(rows), "", style.dim(more)])
+
+
+def execute(module: str, *words: str) -> NoReturn:
+    """Turn this process into another program of ours; the run's lock stays with it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *words])

@@ -1,0 +1,338 @@
+"""`Tokenizer`: text to ids and back, with the end-of-document id that the token store needs.
+
+Every kind is a `tokenizer.json` of the Hugging Face tokenizers library, so that exported models work in
+other tools. Text is always text: a special token spelled out in a document is encoded letter by letter
+and never becomes the special id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from llmtrain.data import pieces
+from llmtrain.data.pieces import any_border, word_border
+from llmtrain.schema.groups import BPETokenizer, BytesTokenizer, CharactersTokenizer, FileTokenizer
+from llmtrain.utils.errors import DataError
+
+END = "<|endoftext|>"
+"""Token that ends a document in the tokenizers that we make."""
+
+UNKNOWN = "\ufffd"
+"""Stands for every character that a characters tokenizer does not know: Unicode's own replacement."""
+
+KNOWN_ENDS = (END, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "<|im_end|>", "[SEP]", "[EOS]")
+"""End tokens that are looked for in a foreign tokenizer.json, in this order."""
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Args:
+        inner: the tokenizer of the tokenizers library; truncation, padding and BPE dropout are switched
+            off in it, for ids must depend on nothing but the text.
+        kind: bytes, characters, bpe or file. The first two promise ids that their fast paths rely upon.
+        end_token: the token that ends a document.
+
+    Attributes:
+        vocab_size: highest id plus one.
+        end_id: id that ends a document; `encode` never gives it.
+        unknown_id: id of what the tokenizer does not know, or None where nothing is unknown.
+        dtype: uint16 where every id fits, else uint32.
+        cuttable: whether a long document may be cut without changing any id, see `cut`.
+
+    Raises:
+        DataError: the tokenizer has no such end token.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, *, kind: str, end_token: str = END) -> None:
+        inner.no_truncation()
+        inner.no_padding()
+        inner.encode_special_tokens = True
+        if getattr(inner.model, "dropout", None):
+            inner.model.dropout = None
+        end_id = inner.token_to_id(end_token)
+        if end_id is None:
+            raise DataError(
+                f"the tokenizer has no token {end_token!r} to end a document with",
+                "tokenizer.end_token",
+                "set tokenizer.end_token to one of its tokens" + _special_tokens(inner),
+            )
+        self.inner = inner
+        self.kind = kind
+        self.end_token = end_token
+        self.end_id: int = end_id
+        self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+        self.dtype: np.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        unknown = getattr(inner.model, "unk_token", None)
+        self.unknown_id: int | None = None if unknown is None else inner.token_to_id(unknown)
+        self.cuttable = kind in ("bytes", "characters") or _splits_like_gpt2(inner)
+
+    @classmethod
+    def from_json(cls, text: str, *, end_token: str | None = None, kind: str | None = None) -> Tokenizer:
+        """A tokenizer from the text of a `tokenizer.json`.
+
+        Args:
+            text: content of the file.
+            end_token: the token that ends a document; default: the first of `KNOWN_ENDS` that it has.
+            kind: default: recognised from the content (bytes, characters, else file).
+
+        Raises:
+            DataError: the text is no tokenizer, or has no known end token.
+        """
+        try:
+            inner = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(
+                f"not a tokenizer.json: {error}", "tokenizer", "give the tokenizer.json of a tokenizers model"
+            ) from error
+        if end_token is None:
+            end_token = next((token for token in KNOWN_ENDS if inner.token_to_id(token) is not None), None)
+        if end_token is None:
+            raise DataError(
+                f"the tokenizer has none of the usual tokens to end a document with: {', '.join(KNOWN_ENDS)}",
+                "tokenizer.end_token",
+                "set tokenizer.end_token to one of its tokens" + _special_tokens(inner),
+            )
+        return cls(inner, kind=kind or _recognise(inner), end_token=end_token)
+
+    def to_json(self) -> str:
+        """Content of a `tokenizer.json`."""
+        return self.inner.to_str(pretty=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of everything that the ids depend upon."""
+        return hashlib.sha256(f"{self.end_id}\n{self.to_json()}".encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, (n,) of `dtype`, without any special token.
+
+        Raises:
+            UnicodeEncodeError: the text has half of a surrogate pair, which is no character.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, in parallel on all cores; see `encode`."""
+        if self.kind == "bytes":
+            return [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in texts]
+        if self.kind == "characters":
+            return [self._look_up(text) for text in texts]
+        cuts = [list(self.cut([text])) for text in texts]
+        flat = [piece for parts in cuts for piece in parts]
+        encoded = iter(self.inner.encode_batch_fast(flat, add_special_tokens=False))
+        result = []
+        for parts in cuts:
+            ids = [np.array(next(encoded).ids, dtype=self.dtype) for _ in parts]
+            result.append(ids[0] if len(ids) == 1 else np.concatenate(ids))
+        return result
+
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
+        """Text of ids; end tokens are left out, a character cut in half shows as U+FFFD."""
+        kept = np.asarray(ids, dtype=np.int64)
+        kept = kept[kept != self.end_id]
+        if self.kind == "bytes":
+            return kept.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+        return self.inner.decode(kept.tolist(), skip_special_tokens=False)
+
+    @property
+    def byte_exact(self) -> bool:
+        """Whether each id stands for a fixed number of bytes, so that counts of parts add up."""
+        return self._bytes_of_token is not None
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        """Bytes of UTF-8 that ids stand for; exact for byte-level tokenizers even within a character."""
+        if self._bytes_of_token is not None:
+            return int(self._bytes_of_token[ids].sum())
+        return len(self.decode(ids).encode("utf-8", errors="replace"))
+
+    def cut(self, parts: Iterable[str]) -> Iterator[str]:
+        """Cut one document, given in any parts, into pieces whose ids joined are those of the whole.
+
+        The whole document comes as one piece where no place is known to be safe. At least one piece.
+        """
+        if not self.cuttable:
+            return iter(["".join(parts)])
+        return pieces.cut(parts, any_border if self.kind in ("bytes", "characters") else word_border)
+
+    def _look_up(self, text: str) -> np.ndarray:
+        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        return self._id_of_code[np.minimum(codes, len(self._id_of_code) - 1)]
+
+    @cached_property
+    def _id_of_code(self) -> np.ndarray:
+        """Id of each code point; the last entry, beyond all known characters, is unknown."""
+        known = {ord(token): i for token, i in self.inner.get_vocab(False).items() if len(token) == 1}
+        table = np.full(max(known) + 2, self.unknown_id, dtype=self.dtype)
+        table[list(known)] = list(known.values())
+        return table
+
+    @cached_property
+    def _bytes_of_token(self) -> np.ndarray | None:
+        """Bytes of text behind each id, (V,) int64, or None where tokens have no fixed length."""
+        byte_level = isinstance(self.inner.decoder, decoders.ByteLevel) and self.inner.normalizer is None
+        if not byte_level and self.kind != "characters":
+            return None
+        table = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, i in self.inner.get_vocab(with_added_tokens=False).items():
+            table[i] = len(token) if byte_level else len(token.encode())
+        for i, added in self.inner.get_added_tokens_decoder().items():
+            table[i] = 0 if i == self.end_id else len(added.content.encode())
+        return table
+
+
+def _special_tokens(inner: tokenizers.Tokenizer) -> str:
+    """The special tokens of a tokenizer, for an error message."""
+    names = [token.content for token in inner.get_added_tokens_decoder().values()]
+    return f" (it has {', '.join(names[:12])}{' ...' if len(names) > 12 else ''})" if names else ""
+
+
+def _state(part: Any) -> dict[str, Any]:
+    """The settings of a normalizer, pre-tokenizer or decoder, as in tokenizer.json."""
+    return {} if part is None else json.loads(part.__getstate__())
+
+
+def _splits_like_gpt2(inner: tokenizers.Tokenizer) -> bool:
+    """Whether words are split by GPT-2's pattern and nothing else reaches across a line end or blank."""
+    state = _state(inner.pre_tokenizer)
+    return (
+        inner.normalizer is None
+        and state.get("type") == "ByteLevel"
+        and state.get("use_regex") is True
+        and state.get("add_prefix_space") is False
+        and all(token.special for token in inner.get_added_tokens_decoder().values())
+    )
+
+
+def _recognise(inner: tokenizers.Tokenizer) -> str:
+    """Kind of a tokenizer of ours that was read from a file."""
+    if not isinstance(inner.model, models.BPE) or inner.normalizer is not None:
+        return "file"
+    vocab = inner.get_vocab(with_added_tokens=False)
+    if vocab == _byte_vocab() and _state(inner.pre_tokenizer).get("use_regex") is False:
+        return "bytes"
+    single = all(len(token) == 1 for token in vocab)
+    if single and inner.pre_tokenizer is None and inner.model.unk_token == UNKNOWN:
+        return "characters"
+    return "file"
+
+
+def _byte_vocab() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte -> the byte.
+
+    Printable Latin-1 characters stand for themselves, the other bytes, in order, for U+0100 onwards.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    names = {chr(byte): byte for byte in printable}
+    return names | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _finish(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    inner.add_special_tokens([AddedToken(END, special=True, normalized=False)])
+    return inner
+
+
+def bytes_tokenizer(config: BytesTokenizer) -> Tokenizer:
+    """Ids are the bytes of UTF-8; 256 ends a document."""
+    inner = tokenizers.Tokenizer(models.BPE(vocab=_byte_vocab(), merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    return Tokenizer(_finish(inner), kind="bytes")
+
+
+def characters_tokenizer(config: CharactersTokenizer, texts: Iterator[str]) -> Tokenizer:
+    """Ids are the ranks of the distinct characters; then the unknown character, then the end."""
+    seen: set[str] = set()
+    for text in texts:
+        seen.update(text)
+    tokens = [*sorted(seen - {UNKNOWN}), UNKNOWN]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNKNOWN, fuse_unk=False))
+    inner.decoder = decoders.Fuse()
+    return Tokenizer(_finish(inner), kind="characters")
+
+
+def bpe_tokenizer(config: BPETokenizer, texts: Iterator[str]) -> Tokenizer:
+    """Byte-level BPE, trained on the first `train_bytes` of the text; the same text, the same merges."""
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(_first_bytes(texts, config.train_bytes), trainer)
+    return Tokenizer(inner, kind="bpe")
+
+
+def file_tokenizer(config: FileTokenizer) -> Tokenizer:
+    """A tokenizer.json, or the one in a folder.
+
+    Raises:
+        DataError: there is none, or it cannot be used.
+    """
+    if config.path is None:
+        raise DataError("no tokenizer file is named", "tokenizer.path", "set tokenizer.path=<tokenizer.json>")
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"the tokenizer cannot be read: {error}",
+            f"tokenizer.path={config.path}",
+            "give a tokenizer.json or a folder with one",
+        ) from error
+    return Tokenizer.from_json(text, end_token=config.end_token)
+
+
+def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """Texts until their UTF-8 reaches `limit` bytes; the last one is cut at a character."""
+    for text in texts:
+        size = len(text) if text.isascii() else len(text.encode())
+        if size >= limit:
+            yield text.encode()[:limit].decode("utf-8", errors="ignore")
+            return
+        limit -= size
+        yield text
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A builder that learns from text; what it learns is cached by content.
+
+    Attributes:
+        train: makes the tokenizer from its config and the training text in pieces.
+        per_character: every character becomes one token, so that no more characters need be read than
+            `data.max_tokens`.
+    """
+
+    train: Callable[[Any, Iterator[str]], Tokenizer]
+    per_character: bool = False
+
+    def __call__(self, config: Any, texts: Iterator[str]) -> Tokenizer:
+        return self.train(config, texts)
+
+
+TOKENIZERS: dict[type, Callable[..., Tokenizer]] = {
+    BytesTokenizer: bytes_tokenizer,
+    CharactersTokenizer: Trained(characters_tokenizer, per_character=True),
+    BPETokenizer: Trained(bpe_tokenizer),
+    FileTokenizer: file_tokenizer,
+}
+"""Builder of each kind: `builder(config)`, or `Trained`: `builder(config, texts)`."""

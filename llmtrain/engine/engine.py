@@ -1,0 +1,198 @@
+"""The loop. There is one, for every model, objective and layout."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import time
+from typing import Any, Protocol
+
+from llmtrain.data.loader import Loader
+from llmtrain.engine.state import TrainState
+from llmtrain.engine.step import PlainStep, StepResult
+from llmtrain.metrics.sinks import Sink
+from llmtrain.metrics.throughput import Throughput
+from llmtrain.metrics.tracker import Tracker
+from llmtrain.optim.optimizer import set_learning_rate
+from llmtrain.optim.schedule import Schedule
+from llmtrain.utils import dist
+from llmtrain.utils.errors import DivergedError, ExitCode
+from llmtrain.utils.signals import EXIT_CODE_OF_SIGNAL, StopFlag
+
+logger = logging.getLogger(__name__)
+
+STOP_CODES = [ExitCode.OK, *EXIT_CODE_OF_SIGNAL.values()]
+"""Why the loop may end before the last step: out of time (train.minutes), or a signal."""
+
+
+class Hook(Protocol):
+    """Something that looks at the run between steps."""
+
+    def after_step(self, engine: Engine) -> None:
+        """After each step; all processes call all hooks in the same order."""
+
+    def finish(self, engine: Engine) -> None:
+        """After the last step or when the run is asked to stop."""
+
+
+class Engine:
+    """Trains until the last step or until it is asked to stop.
+
+    Args:
+        step: does one optimizer step.
+        loader: gives the microbatches of each step.
+        schedule: factor of the learning rate.
+        base_rate: highest learning rate.
+        total_steps: length of the run.
+        tokens_per_step: in a global batch.
+        max_bad_steps: consecutive skipped steps before giving up.
+        minutes: stop after so many, or None.
+        stop: flag that signals set.
+        throughput: counts tokens and seconds.
+        sinks: of rank 0; empty elsewhere.
+        hooks: in the order in which they run.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: PlainStep,
+        loader: Loader,
+        schedule: Schedule,
+        base_rate: float,
+        total_steps: int,
+        tokens_per_step: int,
+        max_bad_steps: int,
+        minutes: float | None,
+        stop: StopFlag,
+        throughput: Throughput,
+        sinks: list[Sink],
+        hooks: list[Hook],
+    ) -> None:
+        self.step = step
+        self.loader = loader
+        self.schedule = schedule
+        self.base_rate = base_rate
+        self.total_steps = total_steps
+        self.tokens_per_step = tokens_per_step
+        self.max_bad_steps = max_bad_steps
+        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self.stop = stop
+        self.throughput = throughput
+        self.sinks = sinks
+        self.hooks = hooks
+        self.state = TrainState()
+        self.tracker = Tracker()
+        self.learning_rate = 0.0
+        # On a GPU the host looks at a step's verdict one step later, when it is certainly there.
+        self._verdict_delay = 0 if step.device.type == "cpu" else 1
+        self._verdicts: collections.deque[tuple[int, StepResult]] = collections.deque()
+
+    def fit(self) -> int:
+        """Train; returns 0, or the exit code of the signal that stopped it."""
+        state = self.state
+        stopped = None
+        while state.step < self.total_steps:
+            batches = self.loader.next()
+            counts, stopped = self._agree([self.step.objective.count(batch) for batch in batches])
+            if stopped is not None:
+                break
+            self.learning_rate = self.base_rate * self.schedule.factor(state.step)
+            set_learning_rate(self.step.optimizer, self.learning_rate)
+            result = self.step(batches, counts, state.step)
+            state.step += 1
+            state.row = self.loader.row
+            state.tokens += self.tokens_per_step
+            self.tracker.record(result.stats | {"gradient_norm": result.norm / dist.world_size()})
+            self.throughput.add(self.tokens_per_step, self.loader.wait_seconds)
+            self.loader.wait_seconds = 0.0
+            self._verdicts.append((state.step, result))
+            self._check_verdicts(self._verdict_delay)
+            self.step.clear_gradients()
+            for hook in self.hooks:
+                hook.after_step(self)
+        self._check_verdicts(0)
+        for hook in self.hooks:
+            hook.finish(self)
+        return stopped or ExitCode.OK
+
+    def _agree(self, counts: list[dict[str, int]]) -> tuple[dict[str, float], int | None]:
+        """Exchange label counts and stop requests, in one small message before each step.
+
+        Returns:
+            labels of the global batch by name, at least 1 each; and why to stop, or None.
+        """
+        names = list(counts[0])
+        labels = [float(sum(part[name] for part in counts)) for name in names]
+        asked = [0.0] * len(STOP_CODES)
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            asked[0] = 1.0
+        if self.stop.exit_code:
+            asked[STOP_CODES.index(self.stop.exit_code)] = 1.0
+        total = dist.sum_over_ranks(labels + asked)
+        reasons = [code for code, votes in zip(STOP_CODES, total[len(names) :], strict=True) if votes]
+        stop = reasons[-1] if reasons else None
+        return {name: max(1.0, value) for name, value in zip(names, total, strict=False)}, stop
+
+    def _check_verdicts(self, delay: int) -> None:
+        """Look at the steps that are done for certain; count and name the bad ones, give up on too many."""
+        while len(self._verdicts) > delay:
+            number, result = self._verdicts.popleft()
+            loss_finite, norm_finite = result.finite.tolist()
+            if norm_finite:
+                self.state.bad_in_a_row = 0
+                continue
+            self.state.bad_steps += 1
+            self.state.bad_in_a_row += 1
+            self._report_bad_step(number, loss_finite)
+
+    def _report_bad_step(self, number: int, loss_finite: bool) -> None:
+        """Say which step, which ranks and which parameters; raise when it was one too many."""
+        bad_ranks = [rank for rank, votes in enumerate(self._loss_votes(loss_finite)) if not votes]
+        names = [] if self._verdict_delay else self.step.non_finite_gradients()
+        what = f"loss of rank {', '.join(map(str, bad_ranks))}" if bad_ranks else "gradient"
+        text = f"step {number}: the {what} is not finite; the step was skipped"
+        if names:
+            text += f" (gradient of {names[0]}" + (f" and {len(names) - 1} more)" if len(names) > 1 else ")")
+        self.event("bad_step", text, step=number, ranks=bad_ranks, parameters=names[:20])
+        if self.state.bad_in_a_row >= self.max_bad_steps:
+            raise DivergedError(
+                f"the {what} was not finite for {self.state.bad_in_a_row} steps in a row",
+                f"step {number}" + (f", gradient of {names[0]}" if names else ""),
+                "lower optim.lr, lengthen schedule.warmup, or use precision=bf16 or fp32; "
+                "the last checkpoint is from before",
+            )
+
+    @staticmethod
+    def _loss_votes(loss_finite: bool) -> list[bool]:
+        """Whether the loss was finite, for every rank. Collective."""
+        votes = [0.0] * dist.world_size()
+        votes[dist.rank()] = float(loss_finite)
+        return [bool(vote) for vote in dist.sum_over_ranks(votes)]
+
+    def report(self, record: dict[str, Any]) -> None:
+        """Give numbers to all sinks."""
+        for sink in self.sinks:
+            sink.metrics(record)
+
+    def event(self, event: str, text: str, **details: Any) -> None:
+        """Note something that happened."""
+        logger.info("%s", text)
+        for sink in self.sinks:
+            sink.event({"event": event, "text": text, **details})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values: counters, unreported statistics, the loss scale. Collective."""
+        self.state.seconds += self.throughput.take_seconds()
+        return {
+            "train": self.state.state_dict(),
+            "tracker": self.tracker.state_dict(),
+            "scaler": self.step.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from saved state; the loader is given its row when it is made."""
+        self.state.load_state_dict(state["train"])
+        self.tracker.load_state_dict(state["tracker"])
+        if state["scaler"]:
+            self.step.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,49 @@
+"""Evaluation on a set of rows: exact, whatever the batch size and the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+import torch
+
+from llmtrain.data.batch import Batch
+from llmtrain.model.assembled import Assembled
+from llmtrain.objective.build import Objective
+from llmtrain.utils import dist
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Assembled,
+    objective: Objective,
+    batches: Iterable[Batch],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]],
+    poll: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Statistics over all labels in the batches of all processes. Collective.
+
+    Sums of each batch are fp32; they are added up in fp64, and divided once, at the end.
+
+    Returns:
+        the objective's statistics (`loss` among them), and the counts that they were divided by.
+    """
+    was_training = model.training
+    model.eval()
+    sums: list[dict[str, torch.Tensor]] = []
+    counts: dict[str, int] = {}
+    for batch in batches:
+        poll()
+        for name, count in objective.count(batch).items():
+            counts[name] = counts.get(name, 0) + count
+        with autocast():
+            sums.append(model(batch.to(device)))
+    model.train(was_training)
+    names = list(sums[0])
+    local = torch.stack([torch.stack([part[name].float() for name in names]) for part in sums])
+    totals = dist.gather(local.double().sum(dim=0).cpu()).sum(dim=0)
+    all_counts = dict(zip(counts, dist.sum_over_ranks(list(counts.values())), strict=True))
+    divisors = {name: max(1.0, count) for name, count in all_counts.items()}
+    _, stats = objective.loss(dict(zip(names, totals, strict=True)), divisors)
+    return {name: float(value) for name, value in stats.items()}, all_counts

@@ -1,0 +1,187 @@
+"""What `--help` prints. Everything is read from the schemas and the config folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from enum import Enum
+from typing import Any
+
+from llmtrain.folders import EXPERIMENT, ConfigFolders
+from llmtrain.schema.docs import field_docs
+from llmtrain.schema.load import field_types, is_group, strip_optional
+from llmtrain.schema.registry import Registry
+from llmtrain.schema.roots import ROOTS
+from llmtrain.style import Style, first_sentence
+
+CONFIGS_SUMMARY = "list, show, copy and check the YAML files that groups choose from."
+
+EXAMPLES = (
+    ("llmtrain pretrain experiment=debug", "the whole way in seconds, on any machine"),
+    (
+        "llmtrain pretrain model=gpt/baby data=text data.paths=[book.txt] train.steps=2000",
+        "your own text; the same command again resumes it",
+    ),
+    ("llmtrain generate init_from=runs/NAME prompt='Once upon a time'", "draw text from what was trained"),
+)
+
+OPTIONS = (
+    ("--help", "this text; after a verb: its groups and keys"),
+    ("--version", "version of llmtrain"),
+    ("--config-dir DIR", "your own YAML files: searched first, same group folders (DIR/model/big.yaml)"),
+    ("--cfg job", "print the composed config and stop"),
+    ("--dry-run", "print the config, batch arithmetic and sizes, and stop"),
+    ("-m", "sweep: run every combination of values such as optim.lr=1e-3,3e-4"),
+    ("--completion SHELL", 'completion for bash or zsh: eval "$(llmtrain --completion bash)"'),
+)
+
+
+def summary_of(verb: str) -> str:
+    """One line on a verb, from its schema's docstring."""
+    if verb == "configs":
+        return CONFIGS_SUMMARY
+    return " ".join((ROOTS[verb].__doc__ or "").split()).partition(": ")[2]
+
+
+def verb_groups(verb: str, folders: ConfigFolders) -> dict[str, list[str]]:
+    """Groups of a verb and their choices."""
+    fields = field_types(ROOTS[verb])
+    root = folders.find(verb)
+    takes_experiment = root is not None and re.search(
+        rf"^\s*- {EXPERIMENT}:", root.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return {
+        group: choices
+        for group, choices in folders.groups().items()
+        if group in fields or (group == EXPERIMENT and takes_experiment)
+    }
+
+
+def top_help(folders: ConfigFolders, style: Style) -> str:
+    """Help for the whole command."""
+    groups = {group: choices for verb in ROOTS for group, choices in verb_groups(verb, folders).items()}
+    return "\n".join(
+        [
+            style.bold("llmtrain") + " trains language models from config files.",
+            "",
+            style.bold("Usage"),
+            "  llmtrain VERB [group=choice ...] [key=value ...] [options]",
+            "",
+            style.bold("Verbs") + style.dim("    (llmtrain VERB --help: its groups and keys)"),
+            style.entries((verb, summary_of(verb)) for verb in [*ROOTS, "configs"]),
+            "",
+            style.bold("Groups") + style.dim("   (llmtrain configs ls GROUP: what each choice is)"),
+            style.entries((group, "  ".join(choices)) for group, choices in groups.items()),
+            "",
+            style.bold("Options"),
+            style.entries(OPTIONS),
+            "",
+            style.bold("Examples"),
+            *(f"  {style.name(command)}\n      {style.dim('# ' + text)}" for command, text in EXAMPLES),
+        ]
+    )
+
+
+def configs_help(style: Style) -> str:
+    """Help for `llmtrain configs`."""
+    rows = (
+        ("configs ls [GROUP]", "list the files of all groups, or of one"),
+        ("configs cat NAME", "print a file, such as model/gpt/small"),
+        (
+            "configs cp NAME DIR",
+            "copy a file into your own folder, to change it there; use it with --config-dir DIR",
+        ),
+        ("configs check", "check every file, with --config-dir DIR yours too"),
+    )
+    return "\n".join([f"{style.bold('llmtrain configs')}: {CONFIGS_SUMMARY}", "", style.entries(rows)])
+
+
+def verb_help(verb: str, folders: ConfigFolders, registry: Registry, style: Style) -> str:
+    """Help for one verb: groups, then every key with type, default and meaning."""
+    parts = [
+        f"{style.bold(f'llmtrain {verb}')}: {summary_of(verb)}",
+        "",
+        style.bold("Usage"),
+        f"  llmtrain {verb} [group=choice ...] [key=value ...] [options]",
+    ]
+    groups = verb_groups(verb, folders)
+    if groups:
+        rows = [(f"{group}=", "  ".join(choices)) for group, choices in groups.items()]
+        parts += ["", style.bold("Groups"), style.entries(rows)]
+    parts += ["", style.bold("Keys") + style.dim("   (default in brackets; a YAML file may set another)")]
+    plain: list[tuple[str, str]] = []
+    sections: list[str] = []
+    docs = field_docs(ROOTS[verb])
+    for name, hint in field_types(ROOTS[verb]).items():
+        bare = strip_optional(hint)[0]
+        if not dataclasses.is_dataclass(bare):
+            plain.append(_row(name, ROOTS[verb], name, hint, docs))
+        elif is_group(name, hint, registry):
+            sections += _group_rows(name, docs.get(name, ""), typing.cast(type, bare), registry, style)
+        else:
+            title = f"  {style.bold(name)}  {style.dim(first_sentence(docs.get(name, '')))}"
+            sections += ["", title, _rows(name, typing.cast(type, bare), style)]
+    parts += [style.entries(plain, indent=4, column=34), *sections]
+    parts += ["", style.bold("Options"), style.entries(OPTIONS)]
+    return "\n".join(parts)
+
+
+def _group_rows(group: str, doc: str, base: type, registry: Registry, style: Style) -> list[str]:
+    """The shared keys of a group, then those of each kind."""
+    lines = ["", f"  {style.bold(group)}  {style.dim(first_sentence(doc))}"]
+    shared = [name for name in field_types(base) if name != "kind"]
+    if shared:
+        lines.append(_rows(group, base, style, skip=("kind",)))
+    for kind, schema in registry.groups[group].items():
+        rows = _rows(group, schema, style, skip=("kind", *shared))
+        lines.append(f"    {style.dim(f'{kind}: {about_schema(schema)}')}")
+        if rows:
+            lines.append(rows)
+    return lines
+
+
+def about_schema(schema: type) -> str:
+    """First sentence of a schema's docstring."""
+    return first_sentence(" ".join((schema.__doc__ or "").split()))
+
+
+def _rows(section: str, schema: type, style: Style, skip: tuple[str, ...] = ()) -> str:
+    """Entries for the keys of one section."""
+    docs = field_docs(schema)
+    rows = [
+        _row(f"{section}.{name}", schema, name, hint, docs)
+        for name, hint in field_types(schema).items()
+        if name not in skip
+    ]
+    return style.entries(rows, indent=4, column=34)
+
+
+def _row(key: str, schema: type, name: str, hint: Any, docs: dict[str, str]) -> tuple[str, str]:
+    """Key, and: type [default] meaning."""
+    return key, f"{short_type(hint)} [{default_text(schema, name)}]  {first_sentence(docs.get(name, ''))}"
+
+
+def default_text(schema: type, name: str) -> str:
+    """Default of a field as a user would type it."""
+    field = {field.name: field for field in dataclasses.fields(schema)}[name]
+    value = field.default
+    if value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Enum):
+        return str(value.value)
+    return "''" if value == "" else str(value)
+
+
+def short_type(hint: Any) -> str:
+    """A type in a word."""
+    bare, _ = strip_optional(hint)
+    if isinstance(bare, type) and issubclass(bare, Enum):
+        return "|".join(str(member.value) for member in bare)
+    if typing.get_origin(bare) is list:
+        return "list"
+    if typing.get_origin(bare) is dict:
+        return "section"
+    return {int: "int", float: "float", bool: "true|false", str: "text"}.get(bare, "value")

@@ -1,0 +1,148 @@
+"""The keys that a configuration has, given the kinds of its groups; and what was meant by a wrong one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from llmtrain.schema.load import check_value, field_types, is_group, strip_optional, suggest
+from llmtrain.schema.registry import Registry
+from llmtrain.utils.errors import Problem
+
+COMMON_NAMES: dict[str, str] = {
+    "learning_rate": "optim.lr",
+    "max_lr": "optim.lr",
+    "max_steps": "train.steps",
+    "max_iters": "train.steps",
+    "block_size": "train.sequence_length",
+    "seq_len": "train.sequence_length",
+    "seq_length": "train.sequence_length",
+    "max_length": "train.sequence_length",
+    "n_layer": "model.num_layers",
+    "n_head": "model.num_heads",
+    "n_embd": "model.dim",
+    "hidden_size": "model.dim",
+    "d_model": "model.dim",
+    "grad_clip": "optim.clip_norm",
+    "warmup_steps": "schedule.warmup",
+    "num_workers": "launch.threads",
+    "nproc_per_node": "launch.num_processes",
+    "resume_from": "resume",
+    "checkpoint_path": "init_from",
+}
+"""Keys of other tools, and ours."""
+
+
+@dataclasses.dataclass
+class KeySpace:
+    """All dotted keys of a configuration with their types.
+
+    Attributes:
+        hints: type of every key, sections included.
+    """
+
+    root: type
+    registry: Registry
+    hints: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def make(cls, root: type, registry: Registry, kinds: Mapping[str, Any]) -> KeySpace:
+        """The keys of a verb's schema where each group is of the given kind."""
+        space = cls(root, registry)
+        space._add(root, "", kinds)
+        return space
+
+    def _add(self, schema: type, prefix: str, kinds: Mapping[str, Any]) -> None:
+        for name, hint in field_types(schema).items():
+            key = f"{prefix}{name}"
+            self.hints.setdefault(key, hint)
+            bare = strip_optional(hint)[0]
+            if not dataclasses.is_dataclass(bare):
+                continue
+            inner: Any = bare
+            if is_group(name, hint, self.registry):
+                inner = self.registry.groups[name].get(kinds.get(name, ""))
+                if inner is None:
+                    # which kind it will be is not known: take a key that any of them has
+                    for schema in self.registry.groups[name].values():
+                        self._add(schema, f"{key}.", kinds)
+                    continue
+            self._add(inner, f"{key}.", kinds)
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a key."""
+        return key in self.hints or self.is_free(key)
+
+    def is_section(self, key: str) -> bool:
+        """Whether a key holds other keys."""
+        return dataclasses.is_dataclass(strip_optional(self.hints.get(key))[0])
+
+    def is_free(self, key: str) -> bool:
+        """Whether a key lies in the section `extra`, where everything is allowed."""
+        return key.startswith("extra.")
+
+    def check(self, key: str, value: Any, where: str) -> list[Problem]:
+        """Problems of one key and its value."""
+        if self.is_free(key):
+            return []
+        if key not in self.hints:
+            return [Problem(f"unknown key {key!r}", where, self.nearest(key))]
+        hint = self.hints[key]
+        bare, optional = strip_optional(hint)
+        if not dataclasses.is_dataclass(bare):
+            return check_value(key, value, hint, where)
+        if value is None and optional:
+            return []
+        if not isinstance(value, dict):
+            inner = ", ".join(self.below(key)[:4])
+            return [Problem(f"{key} is a section, not a value", where, f"set keys in it: {inner} ...")]
+        problems = []
+        for name, item in value.items():
+            problems += self.check(f"{key}.{name}", item, where)
+        return problems
+
+    def below(self, key: str) -> list[str]:
+        """The keys directly in a section; "" means the top."""
+        prefix = f"{key}." if key else ""
+        return [name for name in self.hints if name.startswith(prefix) and "." not in name[len(prefix) :]]
+
+    def leaves(self) -> list[str]:
+        """The keys that hold values."""
+        return [key for key in self.hints if not self.is_section(key)]
+
+    def nearest(self, key: str) -> str:
+        """What to do about an unknown key: the likeliest one that was meant, or what there is."""
+        section, _, last = key.rpartition(".")
+        kinds = self.registry.groups.get(section, {}) if section in self.hints else {}
+        if owners := [kind for kind, schema in kinds.items() if last in field_types(schema)]:
+            return f"{key} is for {section}={' or '.join(owners)}: choose that, or leave the key out"
+        if section and section in self.hints and self.is_section(section):
+            siblings = {name.rpartition(".")[2]: name for name in self.below(section)}
+            if close := difflib.get_close_matches(last, siblings, n=1, cutoff=0.6):
+                return f"did you mean {siblings[close[0]]!r}?"
+        same = [name for name in self.leaves() if name.rpartition(".")[2] == last]
+        if not same and COMMON_NAMES.get(last) in self.hints:
+            same = [COMMON_NAMES[last]]
+        if same:
+            return "did you mean " + " or ".join(repr(name) for name in same[:4]) + "?"
+        if close := difflib.get_close_matches(key, self.hints, n=1, cutoff=0.6):
+            return f"did you mean {close[0]!r}?"
+        if not section:
+            lasts = {name.rpartition(".")[2]: name for name in self.leaves()}
+            if close := difflib.get_close_matches(last, lasts, n=1, cutoff=0.75):
+                return f"did you mean {lasts[close[0]]!r}?"
+        while section and section not in self.hints:
+            section = section.rpartition(".")[0]
+        return "known: " + ", ".join(name for name in self.below(section))
+
+
+def suggest_choice(choice: str, group: str, choices: Iterable[str]) -> str:
+    """What to do about an unknown choice of a group."""
+    hint = suggest(choice, choices)
+    if hint.startswith("known") and "/" not in choice:
+        ends = [name for name in choices if name.rpartition("/")[2] == choice]
+        if ends:
+            return f"did you mean {ends[0]!r}?"
+    return f"{hint} (see: llmtrain configs ls {group})" if hint.startswith("known") else hint

@@ -1,0 +1,47 @@
+"""Opening a finished checkpoint for use: its config, tokenizer and model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from llmtrain.checkpoint.read import read_file, read_tensors, resolve
+from llmtrain.checkpoint.state import MODEL_PREFIX, model_tensors
+from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.model.assembled import Assembled
+from llmtrain.model.build import MODELS, build_model, materialise
+from llmtrain.recipe.context import Context
+from llmtrain.schema.load import build
+from llmtrain.schema.roots import PretrainConfig
+
+
+@dataclass
+class Checkpointed:
+    """A checkpoint in memory, on the device, in evaluation mode."""
+
+    path: Path
+    config: PretrainConfig
+    tokenizer: Tokenizer
+    model: Assembled
+
+
+def open_checkpoint(source: str, context: Context, device: torch.device) -> Checkpointed:
+    """Load what `init_from` names: a run directory or a checkpoint.
+
+    The config inside is read as plain data, and plugins that it names are not loaded.
+    """
+    path = resolve(Path(source))
+    data = yaml.safe_load(read_file(path, "config.yaml"))
+    data.pop("verb")
+    config: PretrainConfig = build(PretrainConfig, data, context.registry, str(path / "config.yaml"))
+    tokenizer = Tokenizer.from_json(read_file(path, "tokenizer.json"))
+    model = build_model(config.model, {**MODELS, **context.builders})
+    materialise(model, device)
+    saved = read_tensors(path, MODEL_PREFIX)
+    for name, tensor in model_tensors(model).items():
+        tensor.copy_(saved[name])
+    model.eval()
+    return Checkpointed(path, config, tokenizer, model)

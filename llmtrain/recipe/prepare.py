@@ -1,0 +1,59 @@
+"""`llmtrain prepare`: make the token store that training reads, and look into it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from llmtrain.data.prepare import PrepareReport, prepare
+from llmtrain.data.rows import StreamRows
+from llmtrain.data.show import render_rows
+from llmtrain.data.sources import SOURCES
+from llmtrain.data.tokenizer import TOKENIZERS
+from llmtrain.recipe.context import Context
+from llmtrain.recipe.terminal import preparation_progress
+from llmtrain.schema.roots import PrepareConfig
+
+
+def prepare_data(config: PrepareConfig, context: Context) -> int:
+    """Prepare, print the report, and `show` packed rows if asked to."""
+    with preparation_progress() as report:
+        prepared = prepare(
+            config.data,
+            config.tokenizer,
+            seed=config.run.seed,
+            builders={**SOURCES, **TOKENIZERS, **context.builders},
+            poll=context.stop.poll,
+            report=report,
+        )
+    console = Console(highlight=False)
+    console.print(report_table(prepared.report))
+    for warning in prepared.report.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    if config.show:
+        rows = StreamRows(
+            prepared.train,
+            sequence_length=config.train.sequence_length,
+            seed=config.run.seed,
+            isolate_documents=config.data.isolate_documents,
+        )
+        console.print(render_rows(prepared, rows, config.show))
+    return 0
+
+
+def report_table(report: PrepareReport) -> Table:
+    """What came out, one line each."""
+    table = Table(box=None, show_header=False)
+    seconds = "found prepared" if report.cached else f"{report.seconds:.1f} s"
+    rows = {
+        "documents": f"{report.documents:,}",
+        "text": f"{report.bytes:,} bytes",
+        "tokens": f"{report.tokens:,} ({report.bytes_per_token:.2f} bytes each)",
+        "vocabulary": f"{report.vocab_size:,}",
+        "train / validation": f"{report.train_tokens:,} / {report.validation_tokens:,} tokens",
+        "time": seconds,
+        "store": report.path,
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

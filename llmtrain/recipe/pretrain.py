@@ -1,0 +1,279 @@
+"""`llmtrain pretrain`: from config to a trained checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from llmtrain.checkpoint.read import read_tensors, resolve
+from llmtrain.checkpoint.state import MODEL_PREFIX, model_tensors, training_tensors
+from llmtrain.checkpoint.store import CheckpointStore
+from llmtrain.data.batch import Batch
+from llmtrain.data.loader import Loader, evaluation_batches
+from llmtrain.data.prepare import Prepared, prepare
+from llmtrain.data.rows import StreamRows
+from llmtrain.data.sources import SOURCES
+from llmtrain.data.store import View
+from llmtrain.data.tokenizer import TOKENIZERS
+from llmtrain.engine.engine import Engine, Hook
+from llmtrain.engine.hooks import CheckpointHook, EvaluateHook, LogHook
+from llmtrain.engine.step import PlainStep
+from llmtrain.metrics.sinks import Sink
+from llmtrain.metrics.throughput import Throughput
+from llmtrain.model.assembled import Assembled
+from llmtrain.model.build import MODELS, build_model, materialise
+from llmtrain.model.initialise import initialise
+from llmtrain.objective.build import OBJECTIVES, build_objective
+from llmtrain.optim.optimizer import OPTIMIZERS, build_optimizer
+from llmtrain.optim.schedule import SCHEDULES, Schedule
+from llmtrain.parallel.data import Replicated
+from llmtrain.recipe.context import Context
+from llmtrain.recipe.resolve import (
+    micro_batch_size,
+    resolve_compile,
+    resolve_model,
+    resolve_precision,
+    total_steps,
+)
+from llmtrain.recipe.terminal import announce, open_sinks, preparation_progress, print_summary
+from llmtrain.schema.fields import Compile
+from llmtrain.schema.load import dump
+from llmtrain.schema.roots import PretrainConfig
+from llmtrain.utils import dist
+from llmtrain.utils.device import peak_flops, peak_memory_bytes, pick_device
+from llmtrain.utils.errors import ConfigError
+from llmtrain.utils.io import atomic_write, write_json
+
+
+def pretrain(config: PretrainConfig, context: Context) -> int:
+    """Train a model as the config says; goes on from the newest checkpoint of the run directory.
+
+    Returns:
+        exit code: 0, or that of the signal that stopped the run.
+    """
+    device = pick_device(config.launch.device.value)
+    micro_batch_size(config.train, dist.world_size())  # refuses a batch that cannot be shared, early
+    with preparation_progress() as report:
+        prepared = prepare(
+            config.data,
+            config.tokenizer,
+            seed=config.run.seed,
+            builders={**SOURCES, **TOKENIZERS, **context.builders},
+            poll=context.stop.poll,
+            report=report,
+        )
+    rows = stream_rows(config, prepared.train, shuffle=True)
+    steps = total_steps(config.train, rows.rows_per_epoch)
+    model = decide(config, context, prepared, device, steps)
+    objective = build_objective(config.objective, config.data, {**OBJECTIVES, **context.builders})
+    materialise(model, device)
+    optimizer = build_optimizer(config.optim, model, {**OPTIMIZERS, **context.builders})
+
+    notes: list[dict[str, Any]] = []
+    store = CheckpointStore(
+        context.directory.checkpoints,
+        keep=config.checkpoint.keep,
+        report=lambda event, details: notes.append({"event": event, **details}),
+    )
+    state = restore(store, config, model, optimizer)
+    sinks = open_sinks(context.directory, config, state["train"]["step"] if state else 0)
+    announce(sinks, notes, config, prepared, model, steps, state)
+    if config.compile is Compile.always:
+        for block in model.backbone.blocks:  # type: ignore[union-attr]
+            block.compile()
+    step = PlainStep(
+        Replicated(model, device),
+        optimizer,
+        objective,
+        device=device,
+        precision=config.precision.value,
+        clip_norm=config.optim.clip_norm,
+        seed=config.run.seed,
+    )
+    engine = assemble(config, context, prepared, rows, model, step, store, sinks, steps, state)
+    try:
+        exit_code = engine.fit()
+    finally:
+        engine.loader.close()
+        for sink in sinks:
+            sink.close()
+    finish(config, context, engine, model, exit_code)
+    return exit_code
+
+
+def stream_rows(config: PretrainConfig, view: View, *, shuffle: bool) -> StreamRows:
+    """The packed rows of a view: in random order for training, in order for evaluation."""
+    return StreamRows(
+        view,
+        sequence_length=config.train.sequence_length,
+        seed=config.run.seed,
+        isolate_documents=config.data.isolate_documents,
+        shuffle=shuffle,
+    )
+
+
+def decide(
+    config: PretrainConfig, context: Context, prepared: Prepared, device: torch.device, steps: int
+) -> Assembled:
+    """Settle what the config left open, store it with the run; returns the model on the meta device."""
+    config.model = resolve_model(config.model, prepared.tokenizer.vocab_size)
+    config.precision = resolve_precision(config.precision, device)
+    model = build_model(config.model, {**MODELS, **context.builders})
+    config.compile = resolve_compile(config, device, model, steps, dist.world_size())
+    if dist.rank() == 0:
+        atomic_write(context.directory.config, config_text(config))
+    return model
+
+
+def config_text(config: PretrainConfig) -> str:
+    """What stands in `config.yaml`."""
+    return yaml.safe_dump({"verb": "pretrain", **dump(config)}, sort_keys=False, allow_unicode=True)
+
+
+def restore(
+    store: CheckpointStore, config: PretrainConfig, model: Assembled, optimizer: torch.optim.Optimizer
+) -> dict[str, Any] | None:
+    """Fill weights and optimizer state: from the run's newest checkpoint, from `init_from`, or anew.
+
+    Returns:
+        the saved counters where the run goes on, else None.
+    """
+    found = store.find()
+    if found is not None:
+        return store.load(found, training_tensors(model, optimizer))
+    initialise(model, config.run.seed)
+    if config.init_from is not None:
+        load_weights(model, config.init_from)
+    return None
+
+
+def load_weights(model: Assembled, source: str) -> None:
+    """Copy the weights of another run's checkpoint into a model of the same shape.
+
+    Raises:
+        ConfigError: names or shapes differ.
+    """
+    checkpoint = resolve(Path(source))
+    saved, wanted = read_tensors(checkpoint, MODEL_PREFIX), model_tensors(model)
+    differing = [name for name in saved.keys() | wanted.keys() if not _same_shape(name, saved, wanted)]
+    if differing:
+        raise ConfigError(
+            f"the weights do not fit the model: {', '.join(sorted(differing)[:5])}"
+            + (f" and {len(differing) - 5} more" if len(differing) > 5 else ""),
+            f"init_from={source}",
+            "use the model and the tokenizer of that run; its config.yaml tells them",
+        )
+    for name, tensor in wanted.items():
+        tensor.copy_(saved[name])
+
+
+def _same_shape(name: str, saved: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    return name in saved and name in wanted and saved[name].shape == wanted[name].shape
+
+
+def assemble(
+    config: PretrainConfig,
+    context: Context,
+    prepared: Prepared,
+    rows: StreamRows,
+    model: Assembled,
+    step: PlainStep,
+    store: CheckpointStore,
+    sinks: list[Sink],
+    steps: int,
+    state: dict[str, Any] | None,
+) -> Engine:
+    """Put the engine together, and set it to where the saved state left off."""
+    train, device = config.train, step.device
+    micro = micro_batch_size(train, dist.world_size())
+    validation = prepared.validation
+    evaluation = None
+    if validation is not None:
+        validation_rows = stream_rows(config, validation, shuffle=False)
+
+        def batches() -> Iterator[Batch]:
+            size = config.eval.batch_size or micro
+            collate, tokens = step.objective.collate, config.eval.max_tokens
+            return evaluation_batches(validation_rows, collate, size, dist.rank(), dist.world_size(), tokens)
+
+        evaluation = EvaluateHook(config.eval.every, model, step.objective, batches)
+    saving = CheckpointHook(
+        config.checkpoint.every,
+        config.checkpoint.best,
+        store,
+        lambda: training_tensors(model, step.optimizer),
+        {"config.yaml": config_text(config), "tokenizer.json": prepared.tokenizer.to_json()},
+        evaluation,
+        {"dp_replicate": dist.world_size()},
+    )
+    hooks: list[Hook] = [LogHook(config.log.every), *([evaluation] if evaluation else []), saving]
+    flops = model.flops_per_token(train.sequence_length)
+    engine = Engine(
+        step=step,
+        loader=Loader(
+            rows,
+            step.objective.collate,
+            batch_size=train.batch_size,
+            micro_batch_size=micro,
+            rank=dist.rank(),
+            world=dist.world_size(),
+            start_row=state["train"]["row"] if state else 0,
+            pin=device.type == "cuda",
+        ),
+        schedule=Schedule(config.schedule, steps, {**SCHEDULES, **context.builders}),
+        base_rate=config.optim.lr,
+        total_steps=steps,
+        tokens_per_step=train.batch_size * train.sequence_length,
+        max_bad_steps=train.max_bad_steps,
+        minutes=train.minutes,
+        stop=context.stop,
+        throughput=Throughput(flops, lambda: all_peak_flops(device, config.precision.value)),
+        sinks=sinks,
+        hooks=hooks,
+    )
+    if state is not None:
+        engine.load_state_dict(state)
+    return engine
+
+
+def all_peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak of all processes together, which are taken to be alike."""
+    peak = peak_flops(device, precision)
+    return None if peak is None else peak * dist.world_size()
+
+
+def finish(
+    config: PretrainConfig, context: Context, engine: Engine, model: Assembled, exit_code: int
+) -> None:
+    """Write `summary.json` and tell the user what was reached and what can be done next."""
+    state = engine.state
+    state.seconds += engine.throughput.take_seconds()
+    peak_memory = max(dist.gather(torch.tensor([peak_memory_bytes(engine.step.device)])).flatten().tolist())
+    if dist.rank() != 0:
+        return
+    validation = next((hook.latest for hook in engine.hooks if isinstance(hook, EvaluateHook)), {})
+    summary = {
+        "finished": state.step >= engine.total_steps,
+        "exit_code": exit_code,
+        "steps": state.step,
+        "total_steps": engine.total_steps,
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+        "validation_loss": validation.get("validation_loss"),
+        "best_validation_loss": state.best_loss,
+        "best_step": state.best_step,
+        "bad_steps": state.bad_steps,
+        "parameters": model.num_parameters(),
+        "peak_memory_bytes": peak_memory,
+        "processes": dist.world_size(),
+        "precision": config.precision.value,
+        "compile": config.compile.value,
+    }
+    write_json(context.directory.summary, summary)
+    print_summary(context.directory, summary)

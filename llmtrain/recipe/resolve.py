@@ -1,0 +1,93 @@
+"""Decides what the config left open (`null`, `auto`); done once, and stored with the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+
+import torch
+
+from llmtrain.model.assembled import Assembled
+from llmtrain.schema.fields import Compile, Precision, TrainConfig
+from llmtrain.schema.groups import ModelConfig
+from llmtrain.schema.roots import PretrainConfig
+from llmtrain.utils.device import default_precision
+from llmtrain.utils.errors import ConfigError
+
+DEFAULT_EPOCHS = 5.0
+"""Length of a run that does not say how long it shall be."""
+
+COMPILE_PAYS_FLOPS = 2e14
+"""Training FLOPs of a process from which compiling (10 to 30 seconds) is earned back on a CPU."""
+
+
+def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:
+    """The model with its vocabulary.
+
+    Raises:
+        ConfigError: the config asks for fewer tokens than the tokenizer has.
+    """
+    if model.vocab_size is not None and model.vocab_size < vocab_size:
+        raise ConfigError(
+            f"the model has {model.vocab_size} tokens, the tokenizer {vocab_size}",
+            "model.vocab_size",
+            f"leave model.vocab_size out, or give at least {vocab_size}",
+        )
+    return dataclasses.replace(model, vocab_size=model.vocab_size or vocab_size)
+
+
+def micro_batch_size(train: TrainConfig, data_parallel: int) -> int:
+    """Rows of a microbatch on one process.
+
+    Raises:
+        ConfigError: the batch cannot be shared out evenly.
+    """
+    micro = train.micro_batch_size or train.batch_size // data_parallel
+    if micro == 0 or train.batch_size % (micro * data_parallel):
+        fitting = [size for size in range(1, train.batch_size + 1) if train.batch_size % size == 0]
+        raise ConfigError(
+            f"a batch of {train.batch_size} rows cannot be shared by {data_parallel} processes in "
+            f"microbatches of {max(micro, 1)}",
+            "train.batch_size, train.micro_batch_size, launch.num_processes",
+            f"processes x micro batch must divide the batch: {', '.join(map(str, fitting))}",
+        )
+    return micro
+
+
+def total_steps(train: TrainConfig, rows_per_epoch: int) -> int:
+    """Length of the run in optimizer steps, at least 1."""
+    if train.steps is not None:
+        return train.steps
+    if train.tokens is not None:
+        return math.ceil(train.tokens / (train.batch_size * train.sequence_length))
+    epochs = DEFAULT_EPOCHS if train.epochs is None else train.epochs
+    return max(1, round(epochs * rows_per_epoch / train.batch_size))
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """A definite number format for this hardware.
+
+    Raises:
+        ConfigError: the device cannot do it.
+    """
+    if precision is Precision.auto:
+        return Precision(default_precision(device))
+    if device.type == "mps" and precision is Precision.bf16:
+        raise ConfigError("bf16 is not offered on mps", "precision", "use precision=fp32 or precision=fp16")
+    return precision
+
+
+def resolve_compile(
+    config: PretrainConfig, device: torch.device, model: Assembled, steps: int, processes: int
+) -> Compile:
+    """Whether to compile: on CUDA always; on a CPU when the run is long and there is a C++ compiler."""
+    if config.compile is not Compile.auto:
+        return config.compile
+    if device.type == "cuda":
+        return Compile.always
+    train = config.train
+    flops = model.flops_per_token(train.sequence_length) * steps * train.batch_size * train.sequence_length
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    pays = device.type == "cpu" and compiler is not None and flops / processes > COMPILE_PAYS_FLOPS
+    return Compile.always if pays else Compile.never

@@ -1,0 +1,145 @@
+"""What a user sees of a run besides its numbers: progress of the preparation, the start, the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from llmtrain.data.prepare import Prepared, Progress
+from llmtrain.metrics.sinks import ConsoleLines, JsonLines, LivePanel, Sink, format_duration
+from llmtrain.model.assembled import Assembled
+from llmtrain.schema.fields import Panel
+from llmtrain.schema.roots import PretrainConfig
+from llmtrain.utils import dist
+from llmtrain.utils.run_directory import RunDirectory
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches: standard output is a terminal that can move its cursor."""
+    return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "dumb")
+
+
+QUIET_SECONDS = 5.0
+"""Without a terminal the preparation speaks no more often than this."""
+
+STAGES = {
+    "tokenizer": "training the tokenizer on",
+    "tokens": "tokenising",
+    "waiting": "waiting for another process that prepares",
+}
+
+
+def describe_progress(progress: Progress) -> str:
+    """One line about a preparation."""
+    parts = [STAGES[progress.stage], progress.name]
+    if progress.fraction is not None:
+        parts.append(f"{100 * progress.fraction:.0f}%")
+    if progress.text_bytes:
+        parts.append(f"{progress.text_bytes / 1e6:,.1f} MB")
+    if progress.tokens:
+        parts.append(f"{progress.tokens:,} tokens")
+    return " ".join(parts)
+
+
+@contextmanager
+def preparation_progress() -> Iterator[Callable[[Progress], None] | None]:
+    """Shows how far a preparation is: a moving line on a terminal, a few lines elsewhere; rank 0 only."""
+    if dist.rank() != 0:
+        yield None
+    elif is_terminal():
+        with Console().status("reading data") as status:
+            yield lambda progress: status.update(describe_progress(progress))
+    else:
+        told = time.monotonic()
+
+        def tell(progress: Progress) -> None:
+            nonlocal told
+            if time.monotonic() - told > QUIET_SECONDS:
+                told = time.monotonic()
+                print(describe_progress(progress), file=sys.stderr, flush=True)
+
+        yield tell
+
+
+def open_sinks(run: RunDirectory, config: PretrainConfig, step: int) -> list[Sink]:
+    """Files and the terminal, on rank 0; nothing elsewhere."""
+    if dist.rank() != 0:
+        return []
+    live = config.log.panel is Panel.live or (config.log.panel is Panel.auto and is_terminal())
+    console: Sink = LivePanel(run.path.name) if live else ConsoleLines()
+    return [JsonLines(run.metrics, run.events, step), console]
+
+
+def announce(
+    sinks: list[Sink],
+    notes: list[dict[str, Any]],
+    config: PretrainConfig,
+    prepared: Prepared,
+    model: Assembled,
+    steps: int,
+    state: dict[str, Any] | None,
+) -> None:
+    """Tell what is about to run, and whether it goes on from a checkpoint."""
+    train = config.train
+    lines = [
+        f"data       {prepared.train.num_tokens:,} tokens to train on, "
+        f"{prepared.validation.num_tokens if prepared.validation else 0:,} to validate; "
+        f"vocabulary {prepared.tokenizer.vocab_size:,}",
+        f"model      {model.num_parameters():,} parameters, {config.precision.value}, "
+        f"compile {config.compile.value}",
+        f"training   {steps:,} steps of {train.batch_size} x {train.sequence_length} tokens "
+        f"on {dist.world_size()} process(es)",
+    ]
+    if state:
+        lines.append(f"resuming   from step {state['train']['step']:,}")
+    lines += [f"warning    {warning}" for warning in prepared.report.warnings]
+    for note in notes:
+        reason = note.get("reason", "")
+        text = f"warning: checkpoint of step {note.get('step')} was set aside: {reason}"
+        for sink in sinks:
+            sink.event({**note, "text": text})
+    event = {"event": "resumed" if state else "started", "text": "\n".join(lines)}
+    if state:
+        event["step"] = state["train"]["step"]
+    for sink in sinks:
+        sink.event(event)
+
+
+def print_summary(run: RunDirectory, summary: dict[str, Any]) -> None:
+    """A table of what was reached, and the commands that one may want to type next."""
+    console = Console()
+    table = Table(box=None, show_header=False, title_justify="left", title_style="bold")
+    table.title = f"{run.path}: " + ("finished" if summary["finished"] else "stopped, to be continued")
+
+    def add(name: str, value: str) -> None:
+        table.add_row(name, value, style=None)
+
+    add("steps", f"{summary['steps']:,} of {summary['total_steps']:,}")
+    if summary.get("validation_loss") is not None:
+        best = f"(best {summary['best_validation_loss']:.4f} at step {summary['best_step']:,})"
+        add("validation loss", f"{summary['validation_loss']:.4f} {best}")
+    add("tokens", f"{summary['tokens']:,} in {format_duration(summary['seconds'])}")
+    add("speed", f"{summary['tokens_per_second']:,.0f} tokens/s")
+    add("peak memory", f"{summary['peak_memory_bytes'] / 1e9:.2f} GB per process")
+    console.print()
+    console.print(table)
+    path = os.path.relpath(run.path)
+    path = path if not path.startswith("..") else str(run.path)
+    if summary["finished"]:
+        next_commands = [
+            f'llmtrain generate init_from={path} prompt="..."',
+            f"llmtrain evaluate init_from={path}",
+            f"the same command with a larger train.steps (now {summary['total_steps']}) trains on",
+        ]
+    else:
+        next_commands = ["the same command goes on where this one stopped"]
+    console.print("\nnext:", style="bold")
+    for command in next_commands:
+        console.print(f"  {command}", soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,232 @@
+"""The choices and sections of a configuration that have one shape only.
+
+Every field carries a docstring (meaning, unit, reason of the default): the help and the reference are
+made from them. `null` means "decided for you"; what was decided is written to the run's `config.yaml`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Precision(str, Enum):
+    """Number format of the training step."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Compile(str, Enum):
+    """Whether blocks are compiled with `torch.compile`."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class Device(str, Enum):
+    """Kind of device that the workers use."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Resume(str, Enum):
+    """What to do when the run directory holds a run already."""
+
+    auto = "auto"
+    never = "never"
+    must = "must"
+
+
+class Panel(str, Enum):
+    """How progress is shown."""
+
+    auto = "auto"
+    live = "live"
+    lines = "lines"
+
+
+def require(condition: bool, key: str, message: str) -> None:
+    """Raise a ValueError whose text starts with the key, for the reports of `schema.load`."""
+    if not condition:
+        raise ValueError(f"{key}: {message}")
+
+
+@dataclass
+class RunConfig:
+    """Who this run is and where its files go."""
+
+    name: str | None = None
+    """Name of the run. Default: verb-model-data-8 hex digits of the frozen keys, so that the same
+    command finds its own run again."""
+
+    dir: str | None = None
+    """Directory of the run. Default: `runs/<name>` below the current directory."""
+
+    seed: int = 1337
+    """Seed of everything random: weights, order of rows, dropout."""
+
+    plugins: list[str] = field(default_factory=list)
+    """Folders with your own `schema.py`, `build.py` and `configs/`. Only the command line and your own
+    YAML may name them: code named in a checkpoint is never run."""
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", "must not be negative")
+        require(self.name is None or "/" not in self.name, "name", "is a name, not a path; use run.dir")
+
+
+@dataclass
+class TrainConfig:
+    """Length and batch of the training."""
+
+    steps: int | None = None
+    """Length in optimizer steps. Give one of steps, epochs and tokens; with none it is 5 epochs."""
+
+    epochs: float | None = None
+    """Length in passes over the training rows."""
+
+    tokens: int | None = None
+    """Length in tokens, rounded up to whole steps."""
+
+    minutes: float | None = None
+    """Stop, with a checkpoint, after this many minutes; the schedule is not changed by it."""
+
+    batch_size: int = 32
+    """Global batch in rows of `sequence_length` tokens, over all processes and accumulation."""
+
+    micro_batch_size: int | None = None
+    """Rows that one process takes through the model at once. Default: its whole share of the batch;
+    smaller values accumulate gradients and need less memory."""
+
+    sequence_length: int = 256
+    """Tokens in a row."""
+
+    max_bad_steps: int = 10
+    """Consecutive steps with a non-finite loss or gradient (each is skipped) before the run gives up."""
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "epochs", "tokens", "minutes", "micro_batch_size"):
+            value = getattr(self, key)
+            require(value is None or value > 0, key, "must be greater than 0")
+        for key in ("batch_size", "sequence_length", "max_bad_steps"):
+            require(getattr(self, key) > 0, key, "must be greater than 0")
+
+
+@dataclass
+class ParallelConfig:
+    """Degrees of parallelism; their product is the number of processes."""
+
+    dp_replicate: int = -1
+    """Data parallel: each process holds the whole model and takes its share of every batch.
+    -1 means all processes."""
+
+    def __post_init__(self) -> None:
+        require(self.dp_replicate == -1 or self.dp_replicate > 0, "dp_replicate", "must be -1 or at least 1")
+
+
+@dataclass
+class LaunchConfig:
+    """Processes, devices and threads on this machine; ignored under torchrun, which decides itself."""
+
+    num_processes: int | None = None
+    """Worker processes. Default: one per GPU, one on a machine without."""
+
+    device: Device = Device.auto
+    """Device of the workers. auto takes cuda, then mps (one process), then cpu."""
+
+    threads: int | None = None
+    """CPU threads of each worker. Default: the cores of the machine shared among its workers, or
+    OMP_NUM_THREADS where that is set."""
+
+    def __post_init__(self) -> None:
+        for key in ("num_processes", "threads"):
+            value = getattr(self, key)
+            require(value is None or value > 0, key, "must be greater than 0")
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation on the validation set."""
+
+    every: int = 100
+    """Steps between evaluations; 0 evaluates at the end only. The last step always evaluates."""
+
+    batch_size: int | None = None
+    """Rows that one process evaluates at once. Default: the training micro batch."""
+
+    max_tokens: int | None = None
+    """Evaluate only the first so many validation tokens. Default: all of them, exactly."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "every", "must not be negative")
+        for key in ("batch_size", "max_tokens"):
+            value = getattr(self, key)
+            require(value is None or value > 0, key, "must be greater than 0")
+
+
+@dataclass
+class CheckpointConfig:
+    """Saving the whole state of a run."""
+
+    every: int = 500
+    """Steps between checkpoints; 0 saves at the end only. The last step and a stop always save."""
+
+    keep: int = 2
+    """Newest checkpoints that are kept; the best one is kept besides."""
+
+    best: bool = True
+    """Keep the checkpoint with the lowest validation loss, under `checkpoints/best`."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "every", "must not be negative")
+        require(self.keep >= 1, "keep", "must be at least 1")
+
+
+@dataclass
+class LogConfig:
+    """What is reported, and how often."""
+
+    every: int = 10
+    """Steps between lines of the log; the loss in a line is the mean over these steps."""
+
+    panel: Panel = Panel.auto
+    """live draws one panel, lines prints one `key=value` line per report; auto draws on a terminal."""
+
+    def __post_init__(self) -> None:
+        require(self.every > 0, "every", "must be greater than 0")
+
+
+@dataclass
+class SampleConfig:
+    """How text is drawn from a model."""
+
+    num_samples: int = 3
+    """Texts to draw for each prompt."""
+
+    max_new_tokens: int = 200
+    """Tokens to draw at most; the end-of-text token ends a sample before."""
+
+    temperature: float = 0.8
+    """Divides the logits; 0 always takes the likeliest token."""
+
+    top_k: int | None = 50
+    """Draw among the k likeliest tokens; null draws among all."""
+
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together reach this probability (nucleus sampling)."""
+
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        require(self.num_samples > 0, "num_samples", "must be greater than 0")
+        require(self.max_new_tokens > 0, "max_new_tokens", "must be greater than 0")
+        require(self.temperature >= 0, "temperature", "must not be negative")
+        require(self.top_k is None or self.top_k > 0, "top_k", "must be greater than 0, or null")
+        require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")

@@ -1,0 +1,53 @@
+"""Which dataclass stands behind each `kind` of each config group. Plugins add theirs here."""
+
+from __future__ import annotations
+
+from llmtrain.schema import groups
+
+
+class Registry:
+    """Config groups whose choices differ in shape: group name -> kind -> dataclass."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, dict[str, type]] = {}
+
+    def register(self, group: str, schema: type) -> None:
+        """Add a choice to a group; its name is the default of the dataclass's field `kind`.
+
+        Raises:
+            ValueError: the group has another dataclass of that kind already.
+        """
+        kind = schema.__dataclass_fields__["kind"].default
+        known = self.groups.setdefault(group, {}).setdefault(kind, schema)
+        if known is not schema:
+            raise ValueError(f"group {group!r} has a kind {kind!r} already: {known.__qualname__}")
+
+
+BUILTIN: dict[str, tuple[type, ...]] = {
+    "model": (groups.GPTConfig,),
+    "objective": (groups.CausalConfig,),
+    "data": (
+        groups.TextData,
+        groups.HuggingFaceData,
+        groups.PythonCodeData,
+        groups.PythonProseData,
+    ),
+    "tokenizer": (
+        groups.BytesTokenizer,
+        groups.CharactersTokenizer,
+        groups.BPETokenizer,
+        groups.FileTokenizer,
+    ),
+    "optim": (groups.AdamWConfig,),
+    "schedule": (groups.ConstantSchedule, groups.LinearSchedule, groups.CosineSchedule),
+}
+"""The kinds that ship with llmtrain."""
+
+
+def builtin_registry() -> Registry:
+    """A new registry with everything that ships with llmtrain."""
+    registry = Registry()
+    for group, schemas in BUILTIN.items():
+        for schema in schemas:
+            registry.register(group, schema)
+    return registry

@@ -1,0 +1,212 @@
+"""Settings that are fine by themselves but not together. Everything is reported, nothing is changed.
+
+What depends on devices or on the tokenizer itself is checked again by the workers, in the same form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmtrain.schema.groups import (
+    BPETokenizer,
+    BytesTokenizer,
+    CosineSchedule,
+    DataConfig,
+    FileTokenizer,
+    HuggingFaceData,
+    LinearSchedule,
+    ModelConfig,
+    TextData,
+    TokenizerConfig,
+)
+from llmtrain.schema.roots import EvaluateConfig, GenerateConfig, PrepareConfig, PretrainConfig
+from llmtrain.utils.errors import Problem
+
+
+def validate(verb: str, config: Any) -> list[Problem]:
+    """Every contradiction in a configuration; `where` of a problem is the key to look at first.
+
+    Args:
+        verb: what the configuration is for.
+        config: its dataclass.
+    """
+    problems: list[Problem] = []
+    if isinstance(config, PretrainConfig):
+        problems += _length(config) + _batch(config) + _processes(config) + _schedule(config)
+        problems += _row(config.model, config.train.sequence_length)
+        problems += _vocabulary(config.model, config.tokenizer)
+    if isinstance(config, PretrainConfig | PrepareConfig):
+        problems += _data(config.data) + _tokenizer(config.tokenizer)
+    if isinstance(config, PrepareConfig) and config.show < 0:
+        problems.append(Problem("show must not be negative", "show", "give the number of rows to print"))
+    if isinstance(config, EvaluateConfig):
+        problems += _evaluate(config)
+    if isinstance(config, EvaluateConfig | GenerateConfig):
+        problems += _init_from(verb, config.init_from)
+        if config.launch.num_processes not in (None, 1):
+            problems.append(
+                Problem(
+                    f"{verb} takes one process, not {config.launch.num_processes}",
+                    "launch.num_processes",
+                    "leave launch.num_processes out",
+                )
+            )
+    return problems
+
+
+def _init_from(verb: str, init_from: str | None) -> list[Problem]:
+    if init_from:
+        return []
+    fix = "give init_from=RUN, a run directory such as runs/NAME, or a checkpoint directory"
+    return [Problem(f"{verb} needs a model: init_from is not set", "init_from", fix)]
+
+
+def _length(config: PretrainConfig) -> list[Problem]:
+    """At most one way to say how long."""
+    train = config.train
+    given = {
+        f"train.{key}": getattr(train, key)
+        for key in ("steps", "epochs", "tokens")
+        if getattr(train, key) is not None
+    }
+    if len(given) <= 1:
+        return []
+    settings = ", ".join(f"{key}={value}" for key, value in given.items())
+    others = " ".join(f"{key}=null" for key in list(given)[1:])
+    fix = f"give one of them; switch the others off, for example {others}"
+    return [
+        Problem(f"the length of the training is set {len(given)} times: {settings}", next(iter(given)), fix)
+    ]
+
+
+def _batch(config: PretrainConfig) -> list[Problem]:
+    """The global batch splits into whole micro batches on every process."""
+    train = config.train
+    processes = config.launch.num_processes or 1
+    micro = train.micro_batch_size
+    unit = processes * (micro or 1)
+    if train.batch_size % unit == 0:
+        return []
+    parts = f"launch.num_processes={processes}" if processes > 1 else ""
+    if micro is not None:
+        parts = f"train.micro_batch_size={micro}" + (f" x {parts}" if parts else "")
+    lower, upper = train.batch_size // unit * unit, (train.batch_size // unit + 1) * unit
+    near = f"train.batch_size={lower} or {upper}" if lower else f"train.batch_size={upper}"
+    fix = f"these would work: {near}"
+    if micro is not None and train.batch_size % processes == 0:
+        share = train.batch_size // processes
+        divisors = [size for size in range(1, share + 1) if share % size == 0]
+        fix += "; or train.micro_batch_size=" + " or ".join(map(str, divisors[-4:]))
+    return [
+        Problem(
+            f"train.batch_size={train.batch_size} does not split evenly by {parts}",
+            "train.micro_batch_size" if micro is not None else "launch.num_processes",
+            fix,
+        )
+    ]
+
+
+def _processes(config: PretrainConfig) -> list[Problem]:
+    """The degrees of parallelism multiply to the number of processes."""
+    degree, processes = config.parallel.dp_replicate, config.launch.num_processes
+    problems = []
+    if degree != -1 and processes is not None and degree != processes:
+        problems.append(
+            Problem(
+                f"parallel.dp_replicate={degree} needs {degree} processes, not {processes}",
+                "parallel.dp_replicate",
+                f"give parallel.dp_replicate=-1, or launch.num_processes={degree}",
+            )
+        )
+    if config.launch.device == "mps" and (processes or 1) > 1:
+        fix = "leave launch.num_processes out, or give launch.device=cpu"
+        problems.append(Problem("mps takes one process", "launch.num_processes", fix))
+    return problems
+
+
+def _schedule(config: PretrainConfig) -> list[Problem]:
+    """The warm-up ends before the training does."""
+    steps, schedule = config.train.steps, config.schedule
+    problems = []
+    if steps is not None and schedule.warmup >= 1 and schedule.warmup >= steps:
+        decays = isinstance(schedule, LinearSchedule | CosineSchedule)
+        problems.append(
+            Problem(
+                f"schedule.warmup={schedule.warmup:g} steps is the whole training of train.steps={steps}"
+                + (", nothing is left for the decay" if decays else ""),
+                "schedule.warmup",
+                "give fewer steps, or a share of the training such as schedule.warmup=0.02",
+            )
+        )
+    return problems
+
+
+def _row(model: ModelConfig, sequence_length: int) -> list[Problem]:
+    if sequence_length <= model.max_positions:
+        return []
+    fix = f"give train.sequence_length={model.max_positions}, or model.max_positions={sequence_length}"
+    return [
+        Problem(
+            f"train.sequence_length={sequence_length} exceeds model.max_positions={model.max_positions}",
+            "train.sequence_length",
+            fix,
+        )
+    ]
+
+
+def _vocabulary(model: ModelConfig, tokenizer: TokenizerConfig) -> list[Problem]:
+    """The model has a row for every token; the sizes of other tokenizers are known to the workers only."""
+    if isinstance(tokenizer, BPETokenizer):
+        tokens, name = tokenizer.vocab_size, f"tokenizer.vocab_size={tokenizer.vocab_size}"
+    elif isinstance(tokenizer, BytesTokenizer):
+        tokens, name = 257, "the 257 tokens of tokenizer=bytes"
+    else:
+        return []
+    if model.vocab_size is None or model.vocab_size >= tokens:
+        return []
+    fix = "leave model.vocab_size out: it is taken from the tokenizer"
+    return [Problem(f"model.vocab_size={model.vocab_size} is below {name}", "model.vocab_size", fix)]
+
+
+def _data(data: DataConfig) -> list[Problem]:
+    """The data source knows what to read, and there is something to validate on."""
+    problems: list[Problem] = []
+    if isinstance(data, TextData) and not data.paths:
+        fix = "give data.paths=[a.txt,b.jsonl], folders or patterns too: 'data.paths=[\"books/*.txt\"]'"
+        problems.append(Problem("data=text needs files: data.paths is empty", "data.paths", fix))
+    if isinstance(data, HuggingFaceData) and not data.name:
+        fix = "give data.name=Salesforce/wikitext (and data.subset=...), or a local folder"
+        problems.append(Problem("data=huggingface needs a data set: data.name is not set", "data.name", fix))
+    if isinstance(data, TextData):
+        if any(not path.strip() for path in [*data.paths, *data.validation_paths]):
+            problems.append(Problem("data.paths holds an empty path", "data.paths", "remove it"))
+        both = sorted(set(data.paths) & set(data.validation_paths))
+        if both:
+            problems.append(
+                Problem(
+                    f"trained and validated on the same file: {both[0]}",
+                    "data.validation_paths",
+                    "leave data.validation_paths out: data.validation_fraction holds out a part",
+                )
+            )
+    if isinstance(data, HuggingFaceData) and data.validation_split == data.split:
+        fix = "leave data.validation_split out: data.validation_fraction holds out a part"
+        what = f"trained and validated on the same split: {data.split}"
+        problems.append(Problem(what, "data.validation_split", fix))
+    return problems
+
+
+def _tokenizer(tokenizer: TokenizerConfig) -> list[Problem]:
+    if isinstance(tokenizer, FileTokenizer) and not tokenizer.path:
+        fix = "give tokenizer.path=path/to/tokenizer.json"
+        return [Problem("tokenizer=file needs a file: tokenizer.path is not set", "tokenizer.path", fix)]
+    return []
+
+
+def _evaluate(config: EvaluateConfig) -> list[Problem]:
+    problems = _data(config.data) if config.data is not None else []
+    for key in ("batch_size", "sequence_length"):
+        value = getattr(config, key)
+        if value is not None and value <= 0:
+            problems.append(Problem(f"{key} must be greater than 0 ({key}={value})", key, f"change {key}"))
+    return problems

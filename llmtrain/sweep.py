@@ -1,0 +1,167 @@
+"""`-m`: every combination of the swept values, one child process after the other."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from llmtrain.compose import Composed
+from llmtrain.start import run_path
+from llmtrain.style import Style
+from llmtrain.utils.errors import EXIT_MEANING, ConfigError, ExitCode
+from llmtrain.utils.io import read_json
+
+
+@dataclass
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        words: its command line after the verb.
+        swept: the overrides that make it differ from the others.
+        directory: its run directory, or None for verbs without one.
+    """
+
+    words: list[str]
+    swept: list[str]
+    directory: Path | None = None
+    exit_code: int | None = None
+    validation_loss: float | None = None
+    seconds: float = 0.0
+
+
+def plan(composed: Sequence[Composed], arguments: Sequence[str]) -> list[Trial]:
+    """The trials of a sweep, each with a run directory of its own.
+
+    Args:
+        composed: the configuration of each.
+        arguments: the words as they were typed, swept ones included.
+
+    Raises:
+        ConfigError: two trials would have the same directory.
+    """
+    trials: list[Trial] = []
+    for index, one in enumerate(composed):
+        swept = [word for word in one.overrides if word not in arguments]
+        words = list(one.overrides)
+        directory = None
+        if one.verb == "pretrain":
+            if one.config.run.dir:
+                directory = Path(one.config.run.dir) / str(index)
+                words = [*_without(words, "run.dir"), f"run.dir={_quoted(str(directory))}"]
+            elif one.config.run.name:
+                name = f"{one.config.run.name}-{index}"
+                directory = Path.cwd() / "runs" / name
+                words = [*_without(words, "run.name"), f"run.name={_quoted(name)}"]
+            else:
+                directory = run_path(one)
+        trials.append(Trial(words, swept, directory))
+    directories = [trial.directory for trial in trials if trial.directory is not None]
+    if len(set(directories)) < len(directories):
+        raise ConfigError(
+            "some trials would share a run directory, since they differ only in keys that do not name a run",
+            "command line: -m",
+            "give run.name=NAME: the trials become NAME-0, NAME-1, ...",
+        )
+    return trials
+
+
+def _without(words: Sequence[str], key: str) -> list[str]:
+    return [word for word in words if word.partition("=")[0] != key]
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+class Sweep:
+    """Runs the trials; Ctrl-C or SIGTERM stops the trial at hand, which saves, and then the sweep."""
+
+    def __init__(self, verb: str, trials: Sequence[Trial], options: Sequence[str], style: Style) -> None:
+        self.verb = verb
+        self.trials = trials
+        self.options = list(options)
+        self.style = style
+        self.child: subprocess.Popen[bytes] | None = None
+        self.stopped_by = 0
+
+    def run(self) -> int:
+        """Run all trials.
+
+        Returns:
+            the exit code: that of the signal that stopped it, else the worst one of the trials.
+        """
+        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for index, trial in enumerate(self.trials):
+                if self.stopped_by:
+                    break
+                self._run_trial(index, trial)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        print(self.report())
+        if self.stopped_by:
+            return ExitCode.INTERRUPT if self.stopped_by == signal.SIGINT else ExitCode.TERMINATED
+        return max((trial.exit_code or 0 for trial in self.trials), default=0)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopped_by = self.stopped_by or number
+        # Ctrl-C on a terminal reaches the child by itself; a second SIGINT would make it leave at once
+        if self.child is not None and number == signal.SIGTERM:
+            self.child.send_signal(number)
+
+    def _run_trial(self, index: int, trial: Trial) -> None:
+        title = f"trial {index + 1} of {len(self.trials)}: {' '.join(trial.swept) or self.verb}"
+        print(self.style.bold(title), flush=True)
+        started = time.monotonic()
+        command = [sys.executable, "-m", "llmtrain", self.verb, *trial.words, *self.options]
+        self.child = subprocess.Popen(command)
+        code = self.child.wait()
+        self.child = None
+        trial.seconds = time.monotonic() - started
+        trial.exit_code = 128 - code if code < 0 else code
+        trial.validation_loss = read_loss(trial.directory)
+
+    def report(self) -> str:
+        """A table of all trials, the best one marked."""
+        losses = [
+            t.validation_loss for t in self.trials if t.exit_code == 0 and t.validation_loss is not None
+        ]
+        best = min(losses, default=None)
+        rows = []
+        for index, trial in enumerate(self.trials):
+            loss = trial.validation_loss
+            mark = "best" if best is not None and loss == best and trial.exit_code == 0 else ""
+            code = trial.exit_code
+            rows.append(
+                (
+                    str(index),
+                    " ".join(trial.swept) or "-",
+                    "not run" if code is None else f"{code} {EXIT_MEANING.get(code, '')}".strip(),
+                    "-" if code is None else f"{trial.seconds:.1f} s",
+                    "-" if loss is None else f"{loss:.4f}",
+                    mark,
+                )
+            )
+        return self.style.table(("trial", "overrides", "exit code", "time", "validation loss", ""), rows)
+
+
+def read_loss(directory: Path | None) -> float | None:
+    """`validation_loss` of a run's summary."""
+    if directory is None:
+        return None
+    try:
+        value: Any = read_json(directory / "summary.json").get("validation_loss")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

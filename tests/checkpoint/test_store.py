@@ -1,0 +1,452 @@
+"""Checkpoints come back bit by bit, or are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmtrain.checkpoint import storage
+from llmtrain.checkpoint.manifest import MANIFEST, InvalidCheckpoint, parse_step, published, step_name, verify
+from llmtrain.checkpoint.store import CheckpointStore
+from llmtrain.utils.errors import ConfigError, DiskFullError, ExitCode, NoCheckpointError
+
+ROOT = Path(__file__).parents[2]
+STATE = {
+    "step": 7,
+    "lr": 0.1 + 0.2,
+    "tiny": 5e-324,
+    "best": float("inf"),
+    "cursor": 2**60 + 1,
+    "layout": {"dp_replicate": 1},
+    "list": [None, True, "ü", 1e22],
+}
+
+
+class Events(list[tuple[str, dict[str, Any]]]):
+    """Collects what a store reports."""
+
+    def __call__(self, event: str, details: dict[str, Any]) -> None:
+        self.append((event, details))
+
+
+def make_tensors(seed: int = 0) -> dict[str, Tensor]:
+    """Tensors of every kind that a run saves."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(8, 6, generator=generator)
+    return {
+        "model.embed.weight": torch.randn(33, 7, generator=generator),
+        "model.bf16": torch.randn(5, 3, generator=generator).bfloat16(),
+        "model.transposed": torch.randn(4, 9, generator=generator).T,
+        "model.slice": base[2:4],
+        "model.empty": torch.zeros(0, 4),
+        "optim.step": torch.tensor(12.0),
+        "optim.count": torch.tensor(2**53 + 1),
+        "optim.ids": torch.randint(-(2**62), 2**62, (10,), generator=generator),
+        "optim.nan": torch.tensor([float("nan"), float("inf"), -0.0]),
+        "optim.flags": torch.tensor([True, False, True]),
+        "optim.half": torch.randn(3, generator=generator).half(),
+    }
+
+
+def bits(tensor: Tensor) -> bytes:
+    """The bytes of a tensor."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def make_store(directory: Path, keep: int = 10) -> CheckpointStore:
+    return CheckpointStore(directory / "checkpoints", keep=keep, report=Events())
+
+
+def save(store: CheckpointStore, step: int, **arguments: Any) -> Path:
+    files = {"config.yaml": f"verb: pretrain\nstep: {step}\n", "tokenizer.json": "{}"}
+    return store.save(step, make_tensors(step), {**STATE, "step": step}, files, **arguments)
+
+
+def names(store: CheckpointStore) -> list[str]:
+    return sorted(os.listdir(store.directory))
+
+
+def test_a_checkpoint_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    path = save(store, 7)
+    assert path.name == "step-00000007"
+    assert store.find() == path
+    blank = {key: torch.zeros_like(tensor) for key, tensor in make_tensors().items()}
+    pointers = {key: tensor.data_ptr() for key, tensor in blank.items()}
+    state = store.load(path, blank)
+    assert state == {**STATE, "step": 7}
+    assert state["lr"].hex() == STATE["lr"].hex()  # type: ignore[attr-defined]
+    for key, tensor in make_tensors(7).items():
+        assert bits(blank[key]) == bits(tensor), key
+        assert blank[key].data_ptr() == pointers[key], "not loaded in place"
+    assert (path / "config.yaml").read_text() == "verb: pretrain\nstep: 7\n"
+
+
+def test_every_file_is_text_or_safetensors(tmp_path: Path) -> None:
+    path = save(make_store(tmp_path), 1)
+    suffixes = {file.name: file.suffix for file in path.iterdir()}
+    assert set(suffixes.values()) == {".json", ".yaml", ".safetensors"}
+    assert ".metadata" not in suffixes
+    for file in path.iterdir():
+        if file.suffix != ".safetensors":
+            file.read_text(encoding="utf-8")
+        else:
+            header = int.from_bytes(file.read_bytes()[:8], "little")
+            json.loads(file.read_bytes()[8 : 8 + header])
+
+
+def test_the_manifest_tells_what_is_there(tmp_path: Path) -> None:
+    path = save(make_store(tmp_path), 3)
+    manifest = json.loads((path / MANIFEST).read_text())
+    assert manifest["step"] == 3
+    assert manifest["layout"] == {"world_size": 1, "dp_replicate": 1}
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert set(manifest["files"]) == {file.name for file in path.iterdir()} - {MANIFEST}
+    assert names(make_store(tmp_path)) == ["step-00000003"]
+
+
+def test_a_published_checkpoint_is_not_written_again(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    path = save(store, 1)
+    before = {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in path.iterdir()}
+    assert store.save(1, {"other": torch.ones(1)}, {}, {}) == path
+    assert before == {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in path.iterdir()}
+
+
+def test_a_damaged_checkpoint_is_replaced_by_a_new_save(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    path = save(store, 1)
+    (path / "state.json").write_text("{}")
+    assert save(store, 1) == path
+    verify(path)
+    assert names(store) == ["bad-step-00000001", "step-00000001"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "state", "files", "error", "match"),
+    [
+        ({"a": 1.0}, {}, {}, TypeError, "a is a float, not a tensor"),
+        ({"a": torch.ones(1)}, {"x": torch.ones(1)}, {}, TypeError, r"state\.x is a Tensor"),
+        ({"a": torch.ones(1)}, {"x": {1: 2}}, {}, TypeError, "has the key 1"),
+        ({"a": torch.ones(1)}, {"x": [(1, 2)]}, {}, TypeError, r"state\.x\[0\] is a tuple"),
+        ({"a": torch.ones(1)}, {}, {"../x": ""}, ValueError, "cannot hold a file"),
+        ({"a": torch.ones(1)}, {}, {"state.json": ""}, ValueError, "cannot hold a file"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(
+    tmp_path: Path, tensors: Any, state: Any, files: Any, error: type[Exception], match: str
+) -> None:
+    store = make_store(tmp_path)
+    with pytest.raises(error, match=match):
+        store.save(1, tensors, state, files)
+    assert not store.directory.exists() or names(store) == []
+
+
+def test_a_tied_tensor_is_refused(tmp_path: Path) -> None:
+    weight = torch.ones(3, 3)
+    with pytest.raises(ValueError, match="are one tensor"):
+        make_store(tmp_path).save(1, {"embed": weight, "head": weight.T}, {}, {})
+
+
+# --- damage ---------------------------------------------------------------------------------------------
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    """Flip one random bit of the first file that matches."""
+
+    def damage(path: Path) -> None:
+        file = next(path.glob(name))
+        data = bytearray(file.read_bytes())
+        bit = random.Random(name).randrange(len(data) * 8)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+
+    return damage
+
+
+def edit_manifest(**changes: Any) -> Callable[[Path], None]:
+    """Change the manifest without its digest."""
+
+    def damage(path: Path) -> None:
+        content = json.loads((path / MANIFEST).read_text()) | changes
+        (path / MANIFEST).write_text(json.dumps(content))
+
+    return damage
+
+
+def truncate(path: Path) -> None:
+    file = next(path.glob("*.safetensors"))
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def swap_tensors(path: Path) -> None:
+    """Another checkpoint's tensors, whole in themselves."""
+    shutil.copy(next((path.parent / step_name(1)).glob("*.safetensors")), next(path.glob("*.safetensors")))
+
+
+def as_later_step(path: Path) -> None:
+    path.rename(path.with_name(step_name(9)))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "bit in tensors": flip("*.safetensors"),
+    "bit in state": flip("state.json"),
+    "bit in config": flip("config.yaml"),
+    "bit in tokenizer": flip("tokenizer.json"),
+    "bit in manifest": flip(MANIFEST),
+    "truncated": truncate,
+    "tensors deleted": lambda path: next(path.glob("*.safetensors")).unlink(),
+    "state deleted": lambda path: (path / "state.json").unlink(),
+    "manifest deleted": lambda path: (path / MANIFEST).unlink(),
+    "manifest of another step": edit_manifest(step=1),
+    "manifest of another format": edit_manifest(format=99),
+    "manifest without a file": edit_manifest(files={}),
+    "manifest is a list": lambda path: (path / MANIFEST).write_text("[]"),
+    "renamed": as_later_step,
+    "tensors of another step": swap_tensors,
+    "tensors added": lambda path: shutil.copy(next(path.glob("*.safetensors")), path / "more.safetensors"),
+    "emptied": lambda path: [file.unlink() for file in path.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_bad_checkpoint_is_set_aside_and_the_previous_is_taken(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    store = make_store(tmp_path)
+    first = save(store, 1)
+    damage(save(store, 2))
+    assert store.find() == first
+    (event, details) = store.report[0]  # type: ignore[index]
+    assert event == "checkpoint_rejected"
+    assert details["reason"]
+    assert Path(details["moved_to"]).name.startswith("bad-step-")
+    assert [path.name for path in published(store.directory)] == ["step-00000001"]
+    assert len(store.report) == 1  # type: ignore[arg-type]
+    assert store.find() == first
+    flip("state.json")(first)
+    for _ in range(2):  # also when asked again, with nothing but rejected ones there
+        with pytest.raises(NoCheckpointError, match="bad-step-00000001") as caught:
+            store.find()
+        assert caught.value.exit_code == ExitCode.NO_CHECKPOINT == 4
+
+
+def test_every_bit_of_a_small_manifest_counts(tmp_path: Path) -> None:
+    path = make_store(tmp_path).save(1, {"w": torch.ones(1)}, {}, {})
+    original = (path / MANIFEST).read_bytes()
+    content = json.loads(original)
+    for bit in random.Random(0).sample(range(len(original) * 8), 300):
+        data = bytearray(original)
+        data[bit // 8] ^= 1 << bit % 8
+        (path / MANIFEST).write_bytes(data)
+        try:
+            assert verify(path) == content  # white space only
+        except InvalidCheckpoint:
+            continue
+    (path / MANIFEST).write_bytes(original)
+    verify(path)
+
+
+def test_where_there_never_was_a_checkpoint_find_says_none(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    assert store.find() is None
+    store.directory.mkdir()
+    assert store.find() is None
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    leftover = store.directory / ".tmp-step-00000005"
+    leftover.mkdir(parents=True)
+    (leftover / "tensors-00001.safetensors").write_bytes(b"half")
+    (store.directory / ".tmp-best").symlink_to("step-00000005")
+    assert store.find() is None
+    assert names(store) == []
+
+
+# --- loading strictly -----------------------------------------------------------------------------------
+
+
+def test_all_differences_are_listed(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    path = store.save(1, {"a": torch.ones(2, 3), "b": torch.ones(1), "c": torch.ones(1)}, {}, {})
+    target = {"a": torch.zeros(3, 2), "c": torch.zeros(1, dtype=torch.bfloat16), "d": torch.zeros(1)}
+    with pytest.raises(ConfigError) as caught:
+        store.load(path, target)
+    text = str(caught.value)
+    for part in (
+        "d is missing in the checkpoint",
+        "b is in the checkpoint, but not in this run",
+        "a is (2, 3) float32 in the checkpoint and (3, 2) float32 in this run",
+        "c is (1,) float32 in the checkpoint and (1,) bfloat16 in this run",
+        str(path),
+    ):
+        assert part in text
+    assert not target["a"].any()
+
+
+# --- keep and best --------------------------------------------------------------------------------------
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    store = make_store(tmp_path, keep=2)
+    for step in range(1, 6):
+        save(store, step)
+        if step == 2:
+            store.mark_best(2)
+    assert names(store) == ["best", "step-00000002", "step-00000004", "step-00000005"]
+    assert os.readlink(store.directory / "best") == "step-00000002"
+    inode = (store.directory / "step-00000002").stat().st_mtime_ns
+    store.mark_best(5)
+    assert names(store) == ["best", "step-00000004", "step-00000005"]
+    assert os.readlink(store.directory / "best") == "step-00000005"
+    assert inode
+    shutil.move(tmp_path / "checkpoints", tmp_path / "moved")
+    assert (tmp_path / "moved" / "best" / MANIFEST).is_file(), "the link must be relative"
+
+
+def test_a_bad_best_loses_its_link(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    first = save(store, 1)
+    flip("state.json")(save(store, 2))
+    store.mark_best(2)
+    assert store.find() == first
+    assert names(store) == ["bad-step-00000002", "step-00000001"]
+
+
+def test_step_names() -> None:
+    assert parse_step("step-00001000") == 1000
+    assert parse_step(step_name(123456789)) == 123456789
+    for name in ("step-1000", "step-000001000", "bad-step-00001000", ".tmp-step-00001000", "step-0000x000"):
+        assert parse_step(name) is None
+
+
+# --- no room --------------------------------------------------------------------------------------------
+
+
+def test_too_little_space_is_found_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path)
+    save(store, 1)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(storage, "save_file", lambda *args: pytest.fail("wrote"))
+    with pytest.raises(DiskFullError, match="1,000 are free") as caught:
+        save(store, 2)
+    assert caught.value.exit_code == ExitCode.DISK == 6
+    assert str(store.directory) in str(caught.value)
+    assert names(store) == ["step-00000001"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("unexpected pos 704 vs 598"),
+        OSError(122, "quota"),
+    ],
+)
+def test_a_disk_that_fills_up_while_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(storage, "save_file", fail)
+    store = make_store(tmp_path)
+    with pytest.raises(DiskFullError, match=r"needs .* bytes"):
+        save(store, 2)
+    assert names(store) == []
+
+
+def test_other_errors_keep_their_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(storage, "save_file", fail)
+    with pytest.raises(RuntimeError, match="Permission denied"):
+        save(make_store(tmp_path), 2)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if not sys.platform.startswith("linux") or os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small tmpfs needs root on Linux")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["checked first", "found while writing"])
+def test_a_disk_that_is_really_full(small_disk: Path, monkeypatch: pytest.MonkeyPatch, checked: bool) -> None:
+    if not checked:
+        monkeypatch.setattr(storage, "check_space", lambda path, needed: None)
+    store = make_store(small_disk)
+    first = store.save(1, {"w": torch.ones(100_000)}, {}, {})
+    with pytest.raises(DiskFullError) as caught:
+        store.save(2, {"w": torch.ones(500_000)}, {}, {})
+    assert "2,100,000 bytes" in str(caught.value)
+    assert names(store) == ["step-00000001"]
+    assert store.find() == first
+    with pytest.raises(DiskFullError):
+        store.save(3, {"w": torch.ones(1)}, {}, {"big.txt": "x" * 3_000_000})
+    assert names(store) == ["step-00000001"]
+
+
+# --- kill -9 --------------------------------------------------------------------------------------------
+
+
+def test_kill_9_in_mid_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """One process after the other is killed at a random moment; each finds what the last one left."""
+    from tests.checkpoint.saver import expected
+
+    chance = random.Random(1)
+    checked = 0
+    for _ in range(3):
+        directory = tmp_path / "runs"
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.checkpoint.saver", str(directory / str(number))],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+            )
+            for number in range(3)
+        ]
+        for number, child in enumerate(children):
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            time.sleep(0.05 + chance.random() * 0.25)
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            child.stdout.close()
+            events = Events()
+            store = CheckpointStore(directory / str(number), keep=2, report=events)
+            found = store.find()
+            assert events == [], "a half-written checkpoint had been published"
+            assert all(not name.startswith(".tmp-") for name in names(store))
+            if found is None:
+                continue
+            target = {"w": torch.zeros(1_000_000)}
+            state = store.load(found, target)
+            assert found.name == step_name(state["step"])
+            assert torch.equal(target["w"], expected(state["step"]))
+            checked += 1
+    assert checked >= 5

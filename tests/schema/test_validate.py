@@ -1,0 +1,84 @@
+"""Settings that contradict each other."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmtrain.compose import compose
+from llmtrain.utils.errors import ConfigError, Problem
+
+RUN = "init_from=run"
+
+
+def problems(verb: str, *words: str) -> list[Problem]:
+    try:
+        compose(verb, words)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+CASES = [
+    ("pretrain", ["train.steps=1", "train.epochs=1"], "set 2 times", "train.epochs=null"),
+    ("pretrain", ["train.steps=1", "train.epochs=1", "train.tokens=9"], "set 3 times", "null"),
+    (
+        "pretrain",
+        ["train.sequence_length=600"],
+        "exceeds model.max_positions=512",
+        "train.sequence_length=512",
+    ),
+    ("pretrain", ["train.micro_batch_size=5"], "does not split evenly", "train.batch_size=30 or 35"),
+    ("pretrain", ["train.batch_size=4", "train.micro_batch_size=8"], "does not split", "train.batch_size=8"),
+    ("pretrain", ["launch.num_processes=3"], "launch.num_processes=3", "30 or 33"),
+    ("pretrain", ["launch.num_processes=2", "train.micro_batch_size=32"], "2", "train.batch_size=64"),
+    ("pretrain", ["parallel.dp_replicate=2", "launch.num_processes=4"], "needs 2 processes", "=-1"),
+    ("pretrain", ["launch.device=mps", "launch.num_processes=2"], "mps takes one process", "cpu"),
+    ("pretrain", ["data=text"], "data.paths is empty", "data.paths=[a.txt"),
+    ("pretrain", ["data=text", "data.paths=['']"], "empty path", "remove"),
+    (
+        "pretrain",
+        ["data=text", "data.paths=a", "data.validation_paths=a"],
+        "same file",
+        "validation_fraction",
+    ),
+    ("pretrain", ["data=huggingface"], "data.name is not set", "data.name="),
+    ("pretrain", ["data=huggingface", "data.name=x", "data.validation_split=train"], "same split", "leave"),
+    ("pretrain", ["tokenizer=file"], "tokenizer.path is not set", "tokenizer.json"),
+    ("pretrain", ["schedule.warmup=20", "train.steps=20"], "the whole training", "0.02"),
+    ("pretrain", ["model.vocab_size=100"], "below tokenizer.vocab_size=8192", "leave"),
+    ("pretrain", ["model.vocab_size=256", "tokenizer=bytes"], "257 tokens", "leave"),
+    ("prepare", ["show=-1"], "negative", "number"),
+    ("prepare", ["data=text"], "data.paths is empty", "data.paths"),
+    ("evaluate", [], "needs a model", "init_from=RUN"),
+    ("evaluate", [RUN, "data=text"], "data.paths is empty", "data.paths"),
+    ("evaluate", [RUN, "batch_size=0"], "greater than 0", "batch_size"),
+    ("evaluate", [RUN, "launch.num_processes=2"], "takes one process", "leave"),
+    ("generate", [], "needs a model", "init_from=RUN"),
+]
+
+
+@pytest.mark.parametrize(("verb", "words", "what", "fix"), CASES)
+def test_contradictions(verb: str, words: list[str], what: str, fix: str) -> None:
+    (problem,) = problems(verb, *words)
+    assert what in problem.what
+    assert fix in problem.fix
+    assert problem.where
+
+
+def test_all_of_them_at_once() -> None:
+    words = ["data=text", "tokenizer=file", "train.sequence_length=600", "train.micro_batch_size=5"]
+    assert len(problems("pretrain", *words)) == 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["launch.num_processes=4", "train.micro_batch_size=4"],
+        ["launch.num_processes=2", "parallel.dp_replicate=2"],
+        ["schedule.warmup=19", "train.steps=20"],
+        ["train.minutes=1", "train.steps=5"],
+        ["model.vocab_size=8192"],
+    ],
+)
+def test_what_is_fine(words: list[str]) -> None:
+    assert problems("pretrain", *words) == []

@@ -1,0 +1,113 @@
+"""Imports go down only, and those inside functions are of heavy third-party packages only."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FLOORS: dict[str, int] = {
+    "utils": 0,
+    "schema": 1,
+    "model": 2,
+    "data": 2,
+    "optim": 2,
+    "metrics": 2,
+    "parallel": 3,
+    "adapt": 3,
+    "checkpoint": 3,
+    "objective": 3,
+    "generate": 3,
+    "task": 4,
+    "engine": 5,
+    "recipe": 6,
+}
+"""Folders of the package. Modules at its top are on floor 7, but for the command itself."""
+
+TOP, CLI = 7, 8
+
+CONTRACTS = {"llmtrain.data.batch": 1}
+"""Types that cross from one folder to another beside it."""
+
+HEAVY = {
+    "datasets",
+    "huggingface_hub",
+    "hydra",
+    "numpy",
+    "omegaconf",
+    "psutil",
+    "rich",
+    "safetensors",
+    "tensorboard",
+    "tokenizers",
+    "torch",
+    "yaml",
+}
+"""Packages that a function may import by itself, because they take long or are optional."""
+
+
+def modules() -> list[Path]:
+    return sorted((ROOT / "llmtrain").rglob("*.py"))
+
+
+def floor_of(module: str) -> tuple[int, str]:
+    """Floor and folder of a module such as `llmtrain.data.rows`."""
+    parts = module.split(".")
+    if module in CONTRACTS:
+        return CONTRACTS[module], parts[1]
+    if len(parts) == 1:  # the package itself: its version
+        return -1, ""
+    if parts[1] in FLOORS:
+        return FLOORS[parts[1]], parts[1]
+    return (CLI, "cli") if parts[1] in ("cli", "__main__") else (TOP, "top")
+
+
+def imports(tree: ast.AST, module: str) -> list[tuple[str, int]]:
+    """(module, line) of every import; `from llmtrain import x` counts as `llmtrain.x` where that is one."""
+    found: list[tuple[str, int]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} imports relatively"
+            assert node.module is not None
+            for alias in node.names:
+                path = ROOT / node.module.replace(".", "/") / alias.name
+                inner = path.is_dir() or path.with_suffix(".py").is_file()
+                found.append((f"{node.module}.{alias.name}" if inner else node.module, node.lineno))
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    floor, folder = floor_of(module)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for name, line in imports(tree, module):
+        if name.split(".")[0] == "llmtrain":
+            other, other_folder = floor_of(name)
+            assert other < floor or other_folder == folder, (
+                f"{module}:{line} imports {name} from above or beside"
+            )
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_inside_functions_are_heavy(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for name, line in imports(function, str(path)):
+                package = name.split(".")[0]
+                assert package in HEAVY, f"{path.relative_to(ROOT)}:{line} imports {name} inside a function"
+
+
+def test_every_folder_has_a_floor() -> None:
+    folders = {
+        path.parent.relative_to(ROOT / "llmtrain").parts[0]
+        for path in modules()
+        if path.parent.name != "llmtrain"
+    }
+    assert folders - {"configs"} <= FLOORS.keys()

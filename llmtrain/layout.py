@@ -89,25 +89,27 @@ def open_sources(verb: str, arguments: Sequence[str], config_dir: str | None) ->
 
 def _plugin_folders(verb: str, arguments: Sequence[str], folders: ConfigFolders) -> list[str]:
     """The value of `run.plugins`, which must be known before the schema is: from the command line, else
-    from the chosen experiment, else from the root file."""
+    from the chosen experiment, else from the root file. Wrong values are reported later, with all else."""
     given = [text for text in arguments if text.startswith("run.plugins=")]
     if given:
         overrides, _ = parse_overrides(given[-1:], {})
-        value = overrides[0].values[0] if overrides and not overrides[0].sweep else None
-        return (
-            [value]
-            if isinstance(value, str)
-            else [str(item) for item in value]
-            if isinstance(value, list)
-            else []
-        )
+        return _texts(overrides[0].values[0])
     chosen = [text.partition("=")[2] for text in arguments if text.startswith(f"{EXPERIMENT}=")]
     for name in [f"{EXPERIMENT}/{choice}" for choice in chosen] + [verb]:
         path = folders.find(name)
-        leaf = read_yaml(path).get("run.plugins") if path is not None else None
-        if leaf is not None and isinstance(leaf.value, list):
-            return [str(item) for item in leaf.value]
+        try:
+            leaf = read_yaml(path).get("run.plugins") if path is not None else None
+        except ConfigError:
+            continue
+        if leaf is not None:
+            return _texts(leaf.value)
     return []
+
+
+def _texts(value: Any) -> list[str]:
+    """A list of texts, of which one may stand by itself."""
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, str)]
 
 
 @contextmanager
@@ -132,9 +134,20 @@ def hydra(folders: ConfigFolders) -> Iterator[None]:
 
 
 def hydra_words(sources: Sources, choices: Sequence[Override]) -> list[str]:
-    """Choices as Hydra wants them: `+` for a group that the root file does not list."""
-    listed = sources.listed()
-    return [override.text if override.key in listed else f"+{override.text}" for override in choices]
+    """Choices as Hydra wants them: `+` for a group that the root file does not list, `~` for null."""
+    defaults = {
+        str(group): choice
+        for entry, _ in sources.root.defaults
+        if isinstance(entry, dict)
+        for group, choice in entry.items()
+    }
+    words = []
+    for override in choices:
+        if override.values[0] is not None:
+            words.append(f"{'' if override.key in defaults else '+'}{override.key}={override.values[0]}")
+        elif defaults.get(override.key) is not None:
+            words.append(f"~{override.key}")
+    return words
 
 
 def read_layout(sources: Sources, choices: Sequence[Override]) -> tuple[Layout | None, list[Problem]]:

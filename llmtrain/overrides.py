@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmtrain.keys import KeySpace, suggest_choice
@@ -39,6 +39,10 @@ class Override:
     def where(self) -> str:
         """For messages."""
         return f"command line: {self.text}"
+
+    def literal(self) -> Override:
+        """The override with its text, as it stands, for a value."""
+        return replace(self, values=(self.raw,), texts=(self.text,), sweep=False)
 
     def pick(self, index: int) -> Override:
         """The override of one value of a sweep."""
@@ -146,7 +150,7 @@ def settle(override: Override, space: KeySpace, multirun: bool) -> tuple[Overrid
         prose = hint is str and " " in override.raw.strip()
         if not prose:
             return override, [*_unknown(override, space, known), _sweep_without_m(override, hint)]
-        override = Override(override.text, override.key, (override.raw,), (override.text,), override.raw)
+        override = override.literal()
     first = override.values[0] if override.values else None
     if isinstance(first, Unreadable):
         as_it_stands = (
@@ -156,9 +160,9 @@ def settle(override: Override, space: KeySpace, multirun: bool) -> tuple[Overrid
         )
         if not (known and as_it_stands):
             return override, _unknown(override, space, known) or [_unreadable(override, first)]
-        override = Override(override.text, override.key, (override.raw,), (override.text,), override.raw)
+        override = override.literal()
     values = tuple(_as_meant(value, override, hint) for value in override.values)
-    override = Override(override.text, override.key, values, override.texts, override.raw, override.sweep)
+    override = replace(override, values=values)
     if override.key.endswith(".kind") and override.key in space.hints:
         group = override.key.removesuffix(".kind")
         fix = f"choose with {group}=..., see: llmtrain configs ls {group}"

@@ -16,8 +16,9 @@ from typing import Any
 from llmtrain.compose import Composed
 from llmtrain.start import run_path
 from llmtrain.style import Style
-from llmtrain.utils.errors import EXIT_MEANING, ConfigError, ExitCode
+from llmtrain.utils.errors import EXIT_MEANING, ConfigError
 from llmtrain.utils.io import read_json
+from llmtrain.utils.signals import EXIT_CODE_OF_SIGNAL
 
 
 @dataclass
@@ -84,7 +85,7 @@ def _quoted(text: str) -> str:
 
 
 class Sweep:
-    """Runs the trials; Ctrl-C or SIGTERM stops the trial at hand, which saves, and then the sweep."""
+    """Runs the trials; a signal stops the trial at hand, which saves, and then the sweep."""
 
     def __init__(self, verb: str, trials: Sequence[Trial], options: Sequence[str], style: Style) -> None:
         self.verb = verb
@@ -100,7 +101,7 @@ class Sweep:
         Returns:
             the exit code: that of the signal that stopped it, else the worst one of the trials.
         """
-        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, self._stop) for number in EXIT_CODE_OF_SIGNAL}
         try:
             for index, trial in enumerate(self.trials):
                 if self.stopped_by:
@@ -111,13 +112,14 @@ class Sweep:
                 signal.signal(number, handler)
         print(self.report())
         if self.stopped_by:
-            return ExitCode.INTERRUPT if self.stopped_by == signal.SIGINT else ExitCode.TERMINATED
+            return EXIT_CODE_OF_SIGNAL[self.stopped_by]
         return max((trial.exit_code or 0 for trial in self.trials), default=0)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopped_by = self.stopped_by or number
         # Ctrl-C on a terminal reaches the child by itself; a second SIGINT would make it leave at once
-        if self.child is not None and number == signal.SIGTERM:
+        by_terminal = number == signal.SIGINT and sys.stdin is not None and sys.stdin.isatty()
+        if self.child is not None and not by_terminal:
             self.child.send_signal(number)
 
     def _run_trial(self, index: int, trial: Trial) -> None:

@@ -130,13 +130,13 @@ def evaluation_batches(
     for start in range(rank * micro_batch_size, -(-num // stride) * stride, stride):
         chosen = []
         for i in range(start, start + micro_batch_size):
-            row = rows.read(i) if i < num else _filler(length)
+            row = rows.read(i) if i < num else filler_row(length)
             if max_tokens is not None and i < num and row.length > max_tokens - i * length:
                 row = replace(row, length=max_tokens - i * length, has_next=True)
             chosen.append(row)
         yield collate(chosen)
 
 
-def _filler(length: int) -> Row:
+def filler_row(length: int) -> Row:
     ids = np.zeros(length + 1, dtype=np.int64)
     return Row(ids, np.zeros(length + 1, dtype=np.int32), length=0, has_next=False)

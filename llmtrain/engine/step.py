@@ -115,6 +115,19 @@ class PlainStep:
         self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
 
+    def settle(self, batch: Batch) -> None:
+        """Forward and backward on a batch without labels, before the first step.
+
+        DDP lays out its buckets anew after its first backward pass, and with more than two processes the
+        place of a gradient in a bucket decides the order of its sum. So that the steps after a restart
+        have the same bits as those of a run that was never stopped, all of them come after that moment.
+        """
+        with self.autocast():
+            sums = self.model.module(batch.to(self.device))
+            loss, _ = self.objective.loss(sums, {name: 1.0 for name in self.objective.count(batch)})
+        loss.backward()
+        self.clear_gradients()
+
     def clear_gradients(self) -> None:
         """Forget the gradients of the last step."""
         self.optimizer.zero_grad(set_to_none=True)

@@ -14,7 +14,7 @@ from llmtrain.checkpoint.read import read_tensors, resolve
 from llmtrain.checkpoint.state import MODEL_PREFIX, model_tensors, training_tensors
 from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.data.batch import Batch
-from llmtrain.data.loader import Loader, evaluation_batches
+from llmtrain.data.loader import Loader, evaluation_batches, filler_row
 from llmtrain.data.prepare import Prepared, prepare
 from llmtrain.data.rows import StreamRows
 from llmtrain.data.sources import SOURCES
@@ -96,6 +96,9 @@ def pretrain(config: PretrainConfig, context: Context) -> int:
         seed=config.run.seed,
     )
     engine = assemble(config, context, prepared, rows, model, step, store, sinks, steps, state)
+    if dist.world_size() > 1:
+        filler = [filler_row(config.train.sequence_length)]
+        step.settle(objective.collate(filler * micro_batch_size(config.train, dist.world_size())))
     try:
         exit_code = engine.fit()
     finally:

@@ -6,77 +6,16 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from llmtrain.checkpoint import storage
 from llmtrain.checkpoint.manifest import MANIFEST, InvalidCheckpoint, parse_step, published, step_name, verify
-from llmtrain.checkpoint.store import CheckpointStore
-from llmtrain.utils.errors import ConfigError, DiskFullError, ExitCode, NoCheckpointError
-
-ROOT = Path(__file__).parents[2]
-STATE = {
-    "step": 7,
-    "lr": 0.1 + 0.2,
-    "tiny": 5e-324,
-    "best": float("inf"),
-    "cursor": 2**60 + 1,
-    "layout": {"dp_replicate": 1},
-    "list": [None, True, "ü", 1e22],
-}
-
-
-class Events(list[tuple[str, dict[str, Any]]]):
-    """Collects what a store reports."""
-
-    def __call__(self, event: str, details: dict[str, Any]) -> None:
-        self.append((event, details))
-
-
-def make_tensors(seed: int = 0) -> dict[str, Tensor]:
-    """Tensors of every kind that a run saves."""
-    generator = torch.Generator().manual_seed(seed)
-    base = torch.randn(8, 6, generator=generator)
-    return {
-        "model.embed.weight": torch.randn(33, 7, generator=generator),
-        "model.bf16": torch.randn(5, 3, generator=generator).bfloat16(),
-        "model.transposed": torch.randn(4, 9, generator=generator).T,
-        "model.slice": base[2:4],
-        "model.empty": torch.zeros(0, 4),
-        "optim.step": torch.tensor(12.0),
-        "optim.count": torch.tensor(2**53 + 1),
-        "optim.ids": torch.randint(-(2**62), 2**62, (10,), generator=generator),
-        "optim.nan": torch.tensor([float("nan"), float("inf"), -0.0]),
-        "optim.flags": torch.tensor([True, False, True]),
-        "optim.half": torch.randn(3, generator=generator).half(),
-    }
-
-
-def bits(tensor: Tensor) -> bytes:
-    """The bytes of a tensor."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def make_store(directory: Path, keep: int = 10) -> CheckpointStore:
-    return CheckpointStore(directory / "checkpoints", keep=keep, report=Events())
-
-
-def save(store: CheckpointStore, step: int, **arguments: Any) -> Path:
-    files = {"config.yaml": f"verb: pretrain\nstep: {step}\n", "tokenizer.json": "{}"}
-    return store.save(step, make_tensors(step), {**STATE, "step": step}, files, **arguments)
-
-
-def names(store: CheckpointStore) -> list[str]:
-    return sorted(os.listdir(store.directory))
+from llmtrain.utils.errors import ConfigError, ExitCode, NoCheckpointError
+from tests.checkpoint.samples import STATE, bits, make_store, make_tensors, names, save
 
 
 def test_a_checkpoint_comes_back_bit_by_bit(tmp_path: Path) -> None:
@@ -152,7 +91,7 @@ def test_what_cannot_be_stored_is_refused(
     store = make_store(tmp_path)
     with pytest.raises(error, match=match):
         store.save(1, tensors, state, files)
-    assert not store.directory.exists() or names(store) == []
+    assert names(store) == []
 
 
 def test_a_tied_tensor_is_refused(tmp_path: Path) -> None:
@@ -201,6 +140,11 @@ def as_later_step(path: Path) -> None:
     path.rename(path.with_name(step_name(9)))
 
 
+def empty(path: Path) -> None:
+    for file in path.iterdir():
+        file.unlink()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "bit in tensors": flip("*.safetensors"),
     "bit in state": flip("state.json"),
@@ -218,7 +162,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "renamed": as_later_step,
     "tensors of another step": swap_tensors,
     "tensors added": lambda path: shutil.copy(next(path.glob("*.safetensors")), path / "more.safetensors"),
-    "emptied": lambda path: [file.unlink() for file in path.iterdir()],
+    "emptied": empty,
 }
 
 
@@ -332,121 +276,3 @@ def test_step_names() -> None:
     assert parse_step(step_name(123456789)) == 123456789
     for name in ("step-1000", "step-000001000", "bad-step-00001000", ".tmp-step-00001000", "step-0000x000"):
         assert parse_step(name) is None
-
-
-# --- no room --------------------------------------------------------------------------------------------
-
-
-def test_too_little_space_is_found_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = make_store(tmp_path)
-    save(store, 1)
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(storage, "save_file", lambda *args: pytest.fail("wrote"))
-    with pytest.raises(DiskFullError, match="1,000 are free") as caught:
-        save(store, 2)
-    assert caught.value.exit_code == ExitCode.DISK == 6
-    assert str(store.directory) in str(caught.value)
-    assert names(store) == ["step-00000001"]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(28, "No space left on device"),
-        RuntimeError("unexpected pos 704 vs 598"),
-        OSError(122, "quota"),
-    ],
-)
-def test_a_disk_that_fills_up_while_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def fail(*args: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(storage, "save_file", fail)
-    store = make_store(tmp_path)
-    with pytest.raises(DiskFullError, match=r"needs .* bytes"):
-        save(store, 2)
-    assert names(store) == []
-
-
-def test_other_errors_keep_their_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(storage, "save_file", fail)
-    with pytest.raises(RuntimeError, match="Permission denied"):
-        save(make_store(tmp_path), 2)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
-    if not sys.platform.startswith("linux") or os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small tmpfs needs root on Linux")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-@pytest.mark.parametrize("checked", [True, False], ids=["checked first", "found while writing"])
-def test_a_disk_that_is_really_full(small_disk: Path, monkeypatch: pytest.MonkeyPatch, checked: bool) -> None:
-    if not checked:
-        monkeypatch.setattr(storage, "check_space", lambda path, needed: None)
-    store = make_store(small_disk)
-    first = store.save(1, {"w": torch.ones(100_000)}, {}, {})
-    with pytest.raises(DiskFullError) as caught:
-        store.save(2, {"w": torch.ones(500_000)}, {}, {})
-    assert "2,100,000 bytes" in str(caught.value)
-    assert names(store) == ["step-00000001"]
-    assert store.find() == first
-    with pytest.raises(DiskFullError):
-        store.save(3, {"w": torch.ones(1)}, {}, {"big.txt": "x" * 3_000_000})
-    assert names(store) == ["step-00000001"]
-
-
-# --- kill -9 --------------------------------------------------------------------------------------------
-
-
-def test_kill_9_in_mid_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """One process after the other is killed at a random moment; each finds what the last one left."""
-    from tests.checkpoint.saver import expected
-
-    chance = random.Random(1)
-    checked = 0
-    for _ in range(3):
-        directory = tmp_path / "runs"
-        children = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.checkpoint.saver", str(directory / str(number))],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-            )
-            for number in range(3)
-        ]
-        for number, child in enumerate(children):
-            assert child.stdout is not None
-            assert child.stdout.readline() == b"ready\n"
-            time.sleep(0.05 + chance.random() * 0.25)
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-            child.stdout.close()
-            events = Events()
-            store = CheckpointStore(directory / str(number), keep=2, report=events)
-            found = store.find()
-            assert events == [], "a half-written checkpoint had been published"
-            assert all(not name.startswith(".tmp-") for name in names(store))
-            if found is None:
-                continue
-            target = {"w": torch.zeros(1_000_000)}
-            state = store.load(found, target)
-            assert found.name == step_name(state["step"])
-            assert torch.equal(target["w"], expected(state["step"]))
-            checked += 1
-    assert checked >= 5

@@ -98,6 +98,20 @@ def test_a_parent_that_would_land_elsewhere_is_explained(cli: Cli, tmp_path: Pat
     assert "`- gpt/small@_here_`" in result.err
 
 
+def test_a_choice_may_be_null(tmp_path: Path) -> None:
+    assert one("experiment=null").config.train.steps is None
+    write(tmp_path / "evaluate.yaml", "defaults:\n  - data: python_code\n  - _self_\n")
+    words = ["init_from=run", "data=null"]
+    assert one(*words, verb="evaluate").config.data is None
+    assert one(*words, verb="evaluate", config_dir=tmp_path).config.data is None
+    assert one(*words[:1], verb="evaluate", config_dir=tmp_path).config.data.kind == "python_code"
+
+
+def test_the_last_of_several_counts() -> None:
+    config = one("model=gpt/small", "train.steps=1", "model=gpt/tiny", "train.steps=2").config
+    assert (config.model.dim, config.train.steps) == (256, 2)
+
+
 def test_own_root_file_and_folder_with_odd_name(tmp_path: Path) -> None:
     folder = tmp_path / "my, 'own' dir"
     text = "defaults:\n  - model: gpt/debug\n  - objective: causal\n  - data: python_code\n"

@@ -233,6 +233,22 @@ def test_what_a_kill_leaves_behind_is_cut_off(tmp_path: Path, tokens: int) -> No
     assert store_files(tmp_path / "killed") == store_files(tmp_path / "whole")
 
 
+def test_killed_while_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = slow_prepare.run(tmp_path / "whole", 0.0)
+
+    def killed(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module.os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            slow_prepare.run(tmp_path / "killed", 0.0)
+    assert [path.name for path in tmp_path.glob("killed/stores/*/manifest.json")] == ["manifest.json"]
+    result = slow_prepare.run(tmp_path / "killed", 0.0)
+    assert not result.report.cached
+    assert store_files(result.report.path) == store_files(expected.report.path)
+
+
 def test_the_journal_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = slow_prepare.run(tmp_path / "whole", 0.0)
     calls = 0

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def _rank_main(
         os._exit(1)
 
 
+def _context() -> ForkServerContext:
+    """Children start from a server that has imported torch once, which is ten times quicker."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed.checkpoint", "llmtrain.utils.dist"])
+    return context
+
+
+def start_rank(function: Callable[..., Any], *args: Any) -> ForkServerProcess:
+    """Start `function(0, *args)` in a process of its own, to be killed by the caller."""
+    process = _context().Process(target=function, args=(0, *args))
+    process.start()
+    return process
+
+
 def run_ranks(
     function: Callable[..., Any], world: int, directory: Path, *args: Any, timeout: float = 60
 ) -> list[Any]:
@@ -57,8 +72,7 @@ def run_ranks(
     Raises:
         AssertionError: a process failed or took too long; carries its traceback.
     """
-    context = multiprocessing.get_context("forkserver")  # torch is imported once, not once per process
-    context.set_forkserver_preload(["torch", "torch.distributed.checkpoint", "llmtrain.utils.dist"])
+    context = _context()
     store = directory / f"store-{time.monotonic_ns()}"
     processes, connections = [], []
     for rank in range(world):

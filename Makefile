@@ -1,0 +1,50 @@
+# Two targets set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types check golden bench build clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed  ## install, train the default model on the built-in corpus, print samples
+	$(BIN)/llmtrain pretrain run.name=demo
+	$(BIN)/llmtrain generate init_from=runs/demo prompt="Return the"
+
+test: $(VENV)/.installed-test  ## install and run the whole default test suite (CPU, offline)
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test  ## check types
+	$(BIN)/mypy
+
+check: lint types test  ## lint, types and tests: what has to pass before a change lands
+
+golden: $(VENV)/.installed-test  ## write the golden loss file anew (explain why in the commit)
+	$(BIN)/python -m tests.golden.regenerate
+
+bench: $(VENV)/.installed-test  ## speed of the training step beside a hand-written loop
+	$(BIN)/python scripts/bench/train_step.py
+
+build: $(VENV)/.installed-test  ## build the wheel
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove what was built and installed here
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,69 @@
+"""The number of processes and the accumulation are details: same batches, same curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command import curve, succeed, validation_curve
+
+LOSS_TOLERANCE = 1e-6
+NORM_TOLERANCE = 1e-5
+
+SETTINGS = [
+    "model=gpt/debug",
+    "model.tie_embeddings=true",
+    "data=text",
+    "data.documents=paragraph",
+    "data.isolate_documents=true",  # labels are uneven: none at the borders of documents
+    "data.validation_fraction=0.1",
+    "tokenizer=bytes",
+    "train.steps=20",
+    "train.batch_size=8",
+    "train.sequence_length=48",
+    "precision=fp32",
+    "compile=never",
+    "eval.every=10",
+    "log.every=1",
+    "launch.threads=1",
+]
+
+
+def train(cwd: Path, text: Path, name: str, *more: str) -> Path:
+    succeed("pretrain", *SETTINGS, f"data.paths=[{text}]", f"run.dir={cwd / name}", *more, cwd=cwd)
+    return cwd / name
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory, sentences: Path) -> Path:
+    return train(tmp_path_factory.mktemp("single"), sentences, "single")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    {
+        "two processes": ["launch.num_processes=2"],
+        "four processes": ["launch.num_processes=4"],
+        "accumulation of 4": ["train.micro_batch_size=2"],
+        "two processes and accumulation of 2": ["launch.num_processes=2", "train.micro_batch_size=2"],
+    }.items(),
+)
+def test_same_curve_as_one_process(name, settings, single, tmp_path, sentences):
+    run = train(tmp_path, sentences, "run", *settings)
+    expected, actual = curve(single), curve(run)
+    assert [step for step, *_ in actual] == list(range(1, 21))
+    for (_, loss, norm), (_, other_loss, other_norm) in zip(expected, actual, strict=True):
+        assert other_loss == pytest.approx(loss, rel=LOSS_TOLERANCE)
+        assert other_norm == pytest.approx(norm, rel=NORM_TOLERANCE)
+    for (step, loss), (other_step, other_loss) in zip(
+        validation_curve(single), validation_curve(run), strict=True
+    ):
+        assert step == other_step
+        assert other_loss == pytest.approx(loss, rel=LOSS_TOLERANCE)
+
+
+def test_the_curve_goes_down(single):
+    losses = [loss for _, loss, _ in curve(single)]
+    assert losses[-1] < losses[0] - 0.5

@@ -1,0 +1,94 @@
+"""Parameter groups, state, skipping, clipping."""
+
+import pytest
+import torch
+
+from llmtrain.optim.clip import clip_gradients
+from llmtrain.optim.optimizer import build_optimizer, named_state, set_learning_rate
+from llmtrain.schema.groups import AdamWConfig
+from tests.helpers.models import make_model, random_batch, small_config
+
+
+def names_of(model, optimizer, decays: bool) -> set[str]:
+    ids = {id(p) for g in optimizer.param_groups if (g["weight_decay"] > 0) == decays for p in g["params"]}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_norms_biases_and_embeddings_do_not_decay(tied):
+    model = make_model(small_config(tie_embeddings=tied))
+    plain = names_of(model, build_optimizer(AdamWConfig(), model), decays=False)
+    assert {"backbone.embedding.weight", "backbone.position.weight", "backbone.norm.weight"} <= plain
+    assert all(n.endswith("bias") or "norm" in n or "embedding" in n or "position" in n for n in plain)
+    assert ("head.projection.weight" in plain) is False
+    matrices = names_of(model, build_optimizer(AdamWConfig(), model), decays=True)
+    assert "backbone.blocks.0.attention.query.weight" in matrices
+    assert ("head.projection.weight" in matrices) is (not tied)
+
+
+def test_embeddings_decay_by_option():
+    model = make_model(small_config())
+    optimizer = build_optimizer(AdamWConfig(decay_embeddings=True), model)
+    assert "backbone.embedding.weight" in names_of(model, optimizer, decays=True)
+
+
+def test_building_changes_no_weight_and_leaves_empty_state():
+    model = make_model(small_config())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = build_optimizer(AdamWConfig(lr=0.1), model)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    state = named_state(optimizer, model.named_unique_parameters())
+    assert len(state) == 3 * len(model.named_unique_parameters())
+    assert all(value.abs().sum() == 0 for value in state.values())
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1}
+
+
+def test_first_steps_equal_torch_adamw():
+    ours, theirs = make_model(small_config()), make_model(small_config())
+    optimizer = build_optimizer(AdamWConfig(lr=1e-2, weight_decay=0.0), ours)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    for _ in range(3):
+        for model, optim in ((ours, optimizer), (theirs, reference)):
+            model(random_batch())["loss"].backward()
+            optim.step()
+            optim.zero_grad()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_found_inf_skips_the_update_on_the_device():
+    """The contract between the training step and torch's fused optimizer."""
+    model = make_model(small_config())
+    optimizer = build_optimizer(AdamWConfig(lr=0.1), model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(random_batch())["loss"].backward()
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(v.abs().sum() == 0 for v in named_state(optimizer, model.named_unique_parameters()).values())
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()
+    assert not torch.equal(before["backbone.embedding.weight"], model.backbone.embedding.weight)
+
+
+def test_set_learning_rate_reaches_every_group():
+    optimizer = build_optimizer(AdamWConfig(), make_model(small_config()))
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("limit", [0.5, 100.0, 0.0])
+def test_clipping(limit):
+    parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(1))]
+    parameters[0].grad = torch.tensor([1.0, 2.0, 2.0])
+    assert clip_gradients(parameters, limit).item() == pytest.approx(3.0)
+    expected = limit if 0 < limit < 3 else 3.0
+    assert parameters[0].grad.norm().item() == pytest.approx(expected, rel=1e-5)
+    assert parameters[1].grad is None
+
+
+def test_norm_of_bad_gradients_is_not_finite():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, float("nan")])
+    assert not clip_gradients([parameter], 1.0).isfinite()

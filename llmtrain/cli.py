@@ -15,21 +15,21 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from llmtrain import __version__
-from llmtrain.completion import candidates, script
-from llmtrain.compose import Composed, compose
-from llmtrain.configs_verb import configs
-from llmtrain.environment import count_processes
-from llmtrain.folders import ConfigFolders, shown_path
-from llmtrain.help import configs_help, top_help, verb_help
-from llmtrain.keys import KeySpace
+from llmtrain.command.completion import candidates, script
+from llmtrain.command.configs_verb import configs
+from llmtrain.command.environment import count_processes
+from llmtrain.command.help import configs_help, top_help, verb_help
+from llmtrain.command.start import Start, open_run
+from llmtrain.command.style import Style
+from llmtrain.command.sweep import Sweep, plan
+from llmtrain.compose.compose import Composed, compose
+from llmtrain.compose.folders import ConfigFolders, shown_path
+from llmtrain.compose.keys import KeySpace
 from llmtrain.schema.load import dump, suggest
 from llmtrain.schema.plugins import config_dirs, registry_with
 from llmtrain.schema.registry import builtin_registry
 from llmtrain.schema.roots import ROOTS
 from llmtrain.schema.stored import config_text
-from llmtrain.start import Start, open_run
-from llmtrain.style import Style
-from llmtrain.sweep import Sweep, plan
 from llmtrain.utils.errors import ConfigError, ExitCode, Problem, UserError
 
 VERBS = (*ROOTS, "configs")

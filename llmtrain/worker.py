@@ -12,11 +12,11 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.dry_run import dry_run
@@ -28,6 +28,7 @@ from llmtrain.schema.load import build
 from llmtrain.schema.plugins import load_builders, load_schemas
 from llmtrain.schema.registry import builtin_registry
 from llmtrain.schema.roots import ROOTS
+from llmtrain.schema.stored import read_plain
 from llmtrain.utils import dist
 from llmtrain.utils.errors import ExitCode, MemoryFullError, Stopped, UserError
 from llmtrain.utils.outcome import Outcome
@@ -35,7 +36,7 @@ from llmtrain.utils.processes import die_with_parent, redirect_output
 from llmtrain.utils.run_directory import RunDirectory
 from llmtrain.utils.signals import StopFlag
 
-RECIPES = {
+RECIPES: dict[str, Callable[[Any, Context], int]] = {
     "pretrain": pretrain,
     "prepare": prepare_data,
     "evaluate": evaluate_checkpoint,
@@ -52,10 +53,10 @@ def main(arguments: list[str]) -> int:
     stop.install()
     run: RunDirectory | None = None
     try:
-        run, data = read_config(arguments)
+        run, verb, data = read_config(arguments)
         if run is not None:
             open_log(run)
-        exit_code = run_recipe(run, data, stop)
+        exit_code = run_recipe(run, verb, data, stop)
         message = ""
     except Stopped as stopped:
         exit_code, message = stopped.exit_code, ""
@@ -72,10 +73,10 @@ def main(arguments: list[str]) -> int:
     return exit_code
 
 
-def read_config(arguments: list[str]) -> tuple[RunDirectory | None, dict[str, Any]]:
-    """The run directory (if any) and the plain config; joins the process group where there is one."""
+def read_config(arguments: list[str]) -> tuple[RunDirectory | None, str, dict[str, Any]]:
+    """The run directory (if any), verb and plain config; joins the process group where there is one."""
     if len(arguments) == 2:
-        return None, {"verb": arguments[0], **json.loads(arguments[1])}
+        return None, arguments[0], json.loads(arguments[1])
     if "LLMTRAIN_PARENT" in os.environ:
         die_with_parent(int(os.environ["LLMTRAIN_PARENT"]))
     elif dist.world_size() > 1:
@@ -88,27 +89,28 @@ def read_config(arguments: list[str]) -> tuple[RunDirectory | None, dict[str, An
     run = RunDirectory(path)
     if own == "-":
         redirect_output(run.rank_log(dist.rank()))
-    return run, yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    return run, *read_plain(run.config.read_text(encoding="utf-8"), str(run.config))
 
 
 def open_log(run: RunDirectory) -> None:
     """Send this process's log to its file."""
     run.logs.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(run.rank_log(dist.rank()))
+    handler.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     logging.getLogger("llmtrain").setLevel(logging.INFO)
 
 
-def run_recipe(run: RunDirectory | None, data: dict[str, Any], stop: StopFlag) -> int:
+def run_recipe(run: RunDirectory | None, verb: str, data: dict[str, Any], stop: StopFlag) -> int:
     """Make the typed config and hand over to the verb's recipe."""
-    verb = data.pop("verb")
     folders = data.get("run", {}).get("plugins", [])
     registry = builtin_registry()
     load_schemas(registry, folders)
     config = build(ROOTS[verb], data, registry, str(run.config) if run else "config")
-    if threads := config.launch.threads if hasattr(config, "launch") else None:
-        torch.set_num_threads(threads)
+    launch = getattr(config, "launch", None)
+    if launch is not None and launch.threads is not None:
+        torch.set_num_threads(launch.threads)
     context = Context(run, registry, load_builders(folders), stop)
     if verb == "pretrain" and run is None:
         return dry_run(config, context)

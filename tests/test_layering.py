@@ -12,25 +12,23 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: dict[str, int] = {
     "utils": 0,
     "schema": 1,
-    "model": 2,
     "data": 2,
     "optim": 2,
     "metrics": 2,
-    "parallel": 3,
-    "adapt": 3,
-    "checkpoint": 3,
-    "objective": 3,
-    "generate": 3,
-    "task": 4,
+    "model": 3,
+    "parallel": 4,
+    "checkpoint": 4,
+    "objective": 4,
+    "generate": 4,
     "engine": 5,
     "recipe": 6,
+    "compose": 7,
+    "command": 8,
 }
-"""Folders of the package. Modules at its top are on floor 7, but for the command itself."""
+"""Folders of the package."""
 
-TOP, CLI = 7, 8
-
-CONTRACTS = {"llmtrain.data.batch": 1}
-"""Types that cross from one folder to another beside it."""
+TOP = {"worker": 8, "launch": 8, "cli": 9, "__main__": 10}
+"""Modules at the top of the package."""
 
 HEAVY = {
     "datasets",
@@ -56,13 +54,11 @@ def modules() -> list[Path]:
 def floor_of(module: str) -> tuple[int, str]:
     """Floor and folder of a module such as `llmtrain.data.rows`."""
     parts = module.split(".")
-    if module in CONTRACTS:
-        return CONTRACTS[module], parts[1]
     if len(parts) == 1:  # the package itself: its version
         return -1, ""
     if parts[1] in FLOORS:
         return FLOORS[parts[1]], parts[1]
-    return (CLI, "cli") if parts[1] in ("cli", "__main__") else (TOP, "top")
+    return TOP[parts[1]], parts[1]
 
 
 def imports(tree: ast.AST, module: str) -> list[tuple[str, int]]:
@@ -110,4 +106,4 @@ def test_every_folder_has_a_floor() -> None:
         for path in modules()
         if path.parent.name != "llmtrain"
     }
-    assert folders - {"configs"} <= FLOORS.keys()
+    assert folders == FLOORS.keys()

@@ -124,7 +124,7 @@ class PlainStep:
         """
         with self.autocast():
             sums = self.model.module(batch.to(self.device))
-            loss, _ = self.objective.loss(sums, {name: 1.0 for name in self.objective.count(batch)})
+            loss, _ = self.objective.loss(sums, dict.fromkeys(self.objective.count(batch), 1.0))
         loss.backward()
         self.clear_gradients()
 

@@ -54,7 +54,7 @@ def generate_tokens(
         poll()
         with autocast():
             hidden_BTD = model.backbone(ids[:, -max_positions:])
-            logits_BV = model.head.predict(hidden_BTD[:, -1:])[:, 0]  # type: ignore[operator]
+            logits_BV = model.head.predict(hidden_BTD[:, -1:])[:, 0]
         tokens = draw(next_token_probabilities(logits_BV, config), generators)
         ids = torch.cat([ids, tokens.to(device)[:, None]], dim=1)
         ended |= tokens == end_id

@@ -21,7 +21,7 @@ def build_gpt(config: GPTConfig) -> Assembled:
     embedding = backbone.embedding
     head = LanguageModelHead(config.dim, config.vocab_size, embedding.num_embeddings)
     if config.tie_embeddings:
-        head.projection.weight = embedding.weight  # type: ignore[assignment]
+        head.projection.weight = embedding.weight
     return Assembled(backbone, head)
 
 

@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from llmtrain.model.assembled import Backbone
 from llmtrain.model.block import DecoderBlock
 from llmtrain.model.layers.attention import document_mask
 from llmtrain.model.layers.norm import build_norm
@@ -22,7 +23,7 @@ from llmtrain.model.layers.position import rotary_table
 from llmtrain.schema.groups import GPTConfig, Position
 
 
-class GPT(nn.Module):
+class GPT(Backbone):
     """The backbone: tokens -> hidden states.
 
     Args:
@@ -33,6 +34,7 @@ class GPT(nn.Module):
         super().__init__()
         assert config.vocab_size is not None
         self.config = config
+        self.vocab_size = config.vocab_size
         padded_vocab = math.ceil(config.vocab_size / config.vocab_multiple) * config.vocab_multiple
         self.embedding = nn.Embedding(padded_vocab, config.dim)
         learned = config.position is Position.learned

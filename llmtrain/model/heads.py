@@ -1,18 +1,15 @@
-"""Heads: from hidden states to sums of losses, or to predictions.
-
-A head does selection, projection and loss inside one module, so that full logits never exist and every
-parallel layout can treat it as one place.
-"""
+"""Heads: from hidden states to sums of losses, or to predictions."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmtrain.model.assembled import Head
 from llmtrain.model.kernels.linear_cross_entropy import linear_cross_entropy
 
 
-class LanguageModelHead(nn.Module):
+class LanguageModelHead(Head):
     """Projects hidden states onto the vocabulary.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from llmtrain.model.assembled import Assembled
 from llmtrain.utils.seed import derive_seed
@@ -24,9 +23,13 @@ def initialise(model: Assembled, seed: int) -> None:
         else:
             generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
             values = torch.empty(parameter.shape, dtype=torch.float32)
-            values.normal_(0.0, model.backbone.init_std(name), generator=generator)  # type: ignore[operator]
+            values.normal_(0.0, model.backbone.init_std(name), generator=generator)
             parameter.copy_(values)
-    vocab_size: int = model.backbone.config.vocab_size  # type: ignore[assignment, union-attr]
-    for module in (model.backbone.embedding, model.head.projection):
-        assert isinstance(module, nn.Embedding | nn.Linear)
-        module.weight[vocab_size:] = 0.0
+    for name, parameter in model.named_unique_parameters().items():
+        if is_vocabulary(name):
+            parameter[model.backbone.vocab_size :] = 0.0
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether the rows of a matrix stand for tokens."""
+    return name in ("backbone.embedding.weight", "head.projection.weight")

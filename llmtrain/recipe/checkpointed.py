@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
 from llmtrain.checkpoint.read import read_file, read_tensors, resolve
 from llmtrain.checkpoint.state import MODEL_PREFIX, model_tensors
@@ -16,6 +15,7 @@ from llmtrain.model.build import MODELS, build_model, materialise
 from llmtrain.recipe.context import Context
 from llmtrain.schema.load import build
 from llmtrain.schema.roots import PretrainConfig
+from llmtrain.schema.stored import read_plain
 
 
 @dataclass
@@ -34,9 +34,9 @@ def open_checkpoint(source: str, context: Context, device: torch.device) -> Chec
     The config inside is read as plain data, and plugins that it names are not loaded.
     """
     path = resolve(Path(source))
-    data = yaml.safe_load(read_file(path, "config.yaml"))
-    data.pop("verb")
-    config: PretrainConfig = build(PretrainConfig, data, context.registry, str(path / "config.yaml"))
+    where = str(path / "config.yaml")
+    _, data = read_plain(read_file(path, "config.yaml"), where)
+    config: PretrainConfig = build(PretrainConfig, data, context.registry, where)
     tokenizer = Tokenizer.from_json(read_file(path, "tokenizer.json"))
     model = build_model(config.model, {**MODELS, **context.builders})
     materialise(model, device)

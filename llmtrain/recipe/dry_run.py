@@ -75,7 +75,7 @@ def length(config: PretrainConfig, tokens_per_step: int) -> str:
 
 def parameters(model: Assembled, whole: bool) -> str:
     """Number of parameters; without a vocabulary, of the blocks alone."""
-    blocks = sum(parameter.numel() for parameter in model.backbone.blocks.parameters())  # type: ignore[union-attr]
+    blocks = sum(parameter.numel() for parameter in model.backbone.blocks.parameters())
     if not whole:
         return f"{blocks:,} in the blocks; the embedding depends on the data"
     return f"{model.num_parameters():,} ({blocks:,} in the blocks)"

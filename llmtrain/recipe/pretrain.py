@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from llmtrain.checkpoint.read import read_tensors, resolve
@@ -42,8 +41,8 @@ from llmtrain.recipe.resolve import (
 )
 from llmtrain.recipe.terminal import announce, open_sinks, preparation_progress, print_summary
 from llmtrain.schema.fields import Compile
-from llmtrain.schema.load import dump
 from llmtrain.schema.roots import PretrainConfig
+from llmtrain.schema.stored import config_text
 from llmtrain.utils import dist
 from llmtrain.utils.device import peak_flops, peak_memory_bytes, pick_device
 from llmtrain.utils.errors import ConfigError
@@ -84,7 +83,7 @@ def pretrain(config: PretrainConfig, context: Context) -> int:
     sinks = open_sinks(context.directory, config, state["train"]["step"] if state else 0)
     announce(sinks, notes, config, prepared, model, steps, state)
     if config.compile is Compile.always:
-        for block in model.backbone.blocks:  # type: ignore[union-attr]
+        for block in model.backbone.blocks:
             block.compile()
     step = PlainStep(
         Replicated(model, device),
@@ -129,13 +128,8 @@ def decide(
     model = build_model(config.model, {**MODELS, **context.builders})
     config.compile = resolve_compile(config, device, model, steps, dist.world_size())
     if dist.rank() == 0:
-        atomic_write(context.directory.config, config_text(config))
+        atomic_write(context.directory.config, config_text("pretrain", config))
     return model
-
-
-def config_text(config: PretrainConfig) -> str:
-    """What stands in `config.yaml`."""
-    return yaml.safe_dump({"verb": "pretrain", **dump(config)}, sort_keys=False, allow_unicode=True)
 
 
 def restore(
@@ -210,7 +204,7 @@ def assemble(
         config.checkpoint.best,
         store,
         lambda: training_tensors(model, step.optimizer),
-        {"config.yaml": config_text(config), "tokenizer.json": prepared.tokenizer.to_json()},
+        {"config.yaml": config_text("pretrain", config), "tokenizer.json": prepared.tokenizer.to_json()},
         evaluation,
         {"dp_replicate": dist.world_size()},
     )

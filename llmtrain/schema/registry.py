@@ -17,7 +17,7 @@ class Registry:
         Raises:
             ValueError: the group has another dataclass of that kind already.
         """
-        kind = schema.__dataclass_fields__["kind"].default
+        kind = schema.__dataclass_fields__["kind"].default  # type: ignore[attr-defined]
         known = self.groups.setdefault(group, {}).setdefault(kind, schema)
         if known is not schema:
             raise ValueError(f"group {group!r} has a kind {kind!r} already: {known.__qualname__}")

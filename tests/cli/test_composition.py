@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.compose import Composed, compose
+from llmtrain.compose.compose import Composed, compose
 
 Cli = Callable[..., Any]
 

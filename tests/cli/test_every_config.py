@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llmtrain.folders import ConfigFolders
-from llmtrain.help import verb_groups
+from llmtrain.command.help import verb_groups
+from llmtrain.compose.folders import ConfigFolders
 from llmtrain.schema.load import build
 from llmtrain.schema.registry import builtin_registry
 from llmtrain.schema.roots import ROOTS

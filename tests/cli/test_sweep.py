@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from llmtrain.compose import compose
-from llmtrain.style import Style
-from llmtrain.sweep import Sweep, Trial, plan, read_loss
+from llmtrain.command.style import Style
+from llmtrain.command.sweep import Sweep, Trial, plan, read_loss
+from llmtrain.compose.compose import compose
 from llmtrain.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from llmtrain import __version__
-from llmtrain.completion import candidates, script
+from llmtrain.command.completion import candidates, script
 from llmtrain.schema.load import field_types
 from llmtrain.schema.roots import ROOTS
 
@@ -75,7 +75,7 @@ def test_help_is_coloured_on_a_terminal_only(cli: Cli, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    from llmtrain.style import Style
+    from llmtrain.command.style import Style
 
     assert Style().colour
     monkeypatch.setenv("NO_COLOR", "1")

@@ -12,12 +12,16 @@ LOGITS = torch.tensor([[0.5, 0.2, 0.2, 0.1]]).log()
 
 
 def probabilities(**settings) -> list[float]:
-    return next_token_probabilities(LOGITS, SampleConfig(**({"top_k": None, "temperature": 1.0} | settings)))[0].tolist()
+    return next_token_probabilities(LOGITS, SampleConfig(**({"top_k": None, "temperature": 1.0} | settings)))[
+        0
+    ].tolist()
 
 
 def test_temperature():
     assert probabilities() == pytest.approx([0.5, 0.2, 0.2, 0.1])
-    assert probabilities(temperature=0.5) == pytest.approx([0.25 / 0.34, 0.04 / 0.34, 0.04 / 0.34, 0.01 / 0.34])
+    assert probabilities(temperature=0.5) == pytest.approx(
+        [0.25 / 0.34, 0.04 / 0.34, 0.04 / 0.34, 0.01 / 0.34]
+    )
     assert probabilities(temperature=0) == [1, 0, 0, 0]
 
 

@@ -16,7 +16,9 @@ from tests.helpers.paths import ROOT
 
 def environment(**changes: str) -> dict[str, str]:
     """The environment of a child process: this checkout first, no run in progress."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD_SIZE"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD_SIZE"))
+    }
     return inherited | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"} | changes
 
 
@@ -25,7 +27,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "llmtrain", *arguments]
 
 
-def llmtrain(*arguments: str, cwd: Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+def llmtrain(
+    *arguments: str, cwd: Path, timeout: float = 120, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run `llmtrain` to its end; a run that takes too long is killed and fails the test."""
     return subprocess.run(
         command(*arguments),
@@ -62,7 +66,9 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], se
     """Wait for something that a running process brings about; fails if it ends or takes too long before."""
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"the process ended with {process.returncode}: {process.communicate()[0]}"
+        assert process.poll() is None, (
+            f"the process ended with {process.returncode}: {process.communicate()[0]}"
+        )
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
 

@@ -1,5 +1,6 @@
 """Files and lines that reports end up in."""
 
+import io
 import json
 
 import pytest
@@ -26,8 +27,16 @@ def test_json_lines_cut_back_to_the_step_that_the_run_goes_on_from(tmp_path):
 
 def test_console_lines_are_key_value_pairs(capsys):
     ConsoleLines().metrics(
-        {"kind": "train", "step": 10, "total_steps": 20, "loss": 1.23456, "learning_rate": 1e-3, "mfu": 0.123,
-         "tokens_per_second": 12345.6, "eta_seconds": 3725.0}
+        {
+            "kind": "train",
+            "step": 10,
+            "total_steps": 20,
+            "loss": 1.23456,
+            "learning_rate": 1e-3,
+            "mfu": 0.123,
+            "tokens_per_second": 12345.6,
+            "eta_seconds": 3725.0,
+        }
     )
     assert capsys.readouterr().out == "step=10 loss=1.2346 lr=1.000e-03 mfu=12.3% tok/s=12,346 eta=1:02:05\n"
 
@@ -37,12 +46,22 @@ def test_the_panel_draws_every_number(monkeypatch):
     from rich.console import Console
 
     panel = LivePanel("run")
-    panel.latest = {"kind": "train", "step": 5, "total_steps": 10, "loss": 2.5, "learning_rate": 1e-3,
-                    "gradient_norm": 0.5, "tokens_per_second": 1000.0, "mfu": 0.2, "memory_bytes": 2_000_000_000,
-                    "data_wait": 0.001, "eta_seconds": 61.0}
+    panel.latest = {
+        "kind": "train",
+        "step": 5,
+        "total_steps": 10,
+        "loss": 2.5,
+        "learning_rate": 1e-3,
+        "gradient_norm": 0.5,
+        "tokens_per_second": 1000.0,
+        "mfu": 0.2,
+        "memory_bytes": 2_000_000_000,
+        "data_wait": 0.001,
+        "eta_seconds": 61.0,
+    }
     panel.losses = [3.0, 2.5]
     panel.validation = {"validation_loss": 2.7}
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(panel._draw())
     text = console.export_text()
     for piece in ("5 / 10", "1:01", "2.5000", "2.7000", "1,000", "20.0%", "2.00GB", "0.1%", "█"):

@@ -89,9 +89,13 @@ def test_first_weights_are_gpt2s():
     config = small_config(dim=256, num_layers=8, vocab_size=500)
     model = make_model(config)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
-    assert parameters["backbone.blocks.0.attention.query.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert parameters["backbone.blocks.0.attention.query.weight"].std().item() == pytest.approx(
+        0.02, rel=0.05
+    )
     assert parameters["backbone.blocks.3.mlp.down.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.05)
-    assert parameters["backbone.blocks.3.attention.out.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.05)
+    assert parameters["backbone.blocks.3.attention.out.weight"].std().item() == pytest.approx(
+        0.02 / 4, rel=0.05
+    )
     assert parameters["backbone.embedding.weight"][500:].abs().max() == 0
     assert parameters["backbone.norm.weight"].eq(1).all()
     assert parameters["backbone.blocks.0.mlp.up.bias"].eq(0).all()
@@ -125,7 +129,14 @@ def test_gpt2_equals_transformers():
     transformers = pytest.importorskip("transformers")
     reference = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=211, n_positions=64, n_embd=48, n_layer=3, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+            vocab_size=211,
+            n_positions=64,
+            n_embd=48,
+            n_layer=3,
+            n_head=4,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
         )
     ).eval()
     with torch.no_grad():  # the published initialisation leaves biases 0: give them values that matter
@@ -149,14 +160,18 @@ def test_gpt2_equals_transformers():
 def copy_gpt2(reference, model) -> None:
     """Copy the weights of transformers' GPT-2, which stores matrices transposed and q, k, v joined."""
     theirs = dict(reference.named_parameters())
-    model.backbone.embedding.weight[: theirs["transformer.wte.weight"].shape[0]] = theirs["transformer.wte.weight"]
+    model.backbone.embedding.weight[: theirs["transformer.wte.weight"].shape[0]] = theirs[
+        "transformer.wte.weight"
+    ]
     model.backbone.position.weight.copy_(theirs["transformer.wpe.weight"])
     for index, block in enumerate(model.backbone.blocks):
         prefix = f"transformer.h.{index}."
         for kind in ("weight", "bias"):
             joined = theirs[f"{prefix}attn.c_attn.{kind}"]
             parts = (joined.T if kind == "weight" else joined).chunk(3, dim=0)
-            for layer, part in zip((block.attention.query, block.attention.key, block.attention.value), parts):
+            for layer, part in zip(
+                (block.attention.query, block.attention.key, block.attention.value), parts, strict=True
+            ):
                 getattr(layer, kind).copy_(part)
             for layer, name in (
                 (block.attention.out, "attn.c_proj"),

@@ -7,7 +7,9 @@ from llmtrain.data.batch import IGNORE
 from llmtrain.model.kernels import linear_cross_entropy as kernel
 
 
-def example(rows: int = 37, dim: int = 12, padded: int = 64, vocab: int = 50, dtype: torch.dtype = torch.float64):
+def example(
+    rows: int = 37, dim: int = 12, padded: int = 64, vocab: int = 50, dtype: torch.dtype = torch.float64
+):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, dim, generator=generator, dtype=dtype, requires_grad=True)
     weight = torch.randn(padded, dim, generator=generator, dtype=dtype, requires_grad=True)

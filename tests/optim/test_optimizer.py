@@ -47,7 +47,9 @@ def test_building_changes_no_weight_and_leaves_empty_state():
 def test_first_steps_equal_torch_adamw():
     ours, theirs = make_model(small_config()), make_model(small_config())
     optimizer = build_optimizer(AdamWConfig(lr=1e-2, weight_decay=0.0), ours)
-    reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    reference = torch.optim.AdamW(
+        theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
     for _ in range(3):
         for model, optim in ((ours, optimizer), (theirs, reference)):
             model(random_batch())["loss"].backward()

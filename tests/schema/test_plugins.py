@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.compose import compose
+from llmtrain.compose.compose import compose
 from llmtrain.schema.load import dump
 from llmtrain.schema.plugins import config_dirs, load_builders, registry_with
 from llmtrain.utils.errors import ConfigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmtrain.compose import compose
+from llmtrain.compose.compose import compose
 from llmtrain.schema.load import build, dump
 from llmtrain.schema.registry import builtin_registry
 from llmtrain.schema.roots import ROOTS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmtrain.compose import compose
+from llmtrain.compose.compose import compose
 from llmtrain.utils.errors import ConfigError, Problem
 
 RUN = "init_from=run"

@@ -23,7 +23,11 @@ EXTRA = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_two_steps(name, tmp_path, sentences: Path):
-    data = [f"data.paths=[{sentences}]"] if "/data: text" in (CONFIGS / f"experiment/{name}.yaml").read_text() else []
+    data = (
+        [f"data.paths=[{sentences}]"]
+        if "/data: text" in (CONFIGS / f"experiment/{name}.yaml").read_text()
+        else []
+    )
     arguments = [f"experiment={name}", f"run.dir={tmp_path / 'run'}", *SMALLER, *EXTRA.get(name, []), *data]
     succeed("pretrain", *arguments, "log.every=1", "eval.max_tokens=500", cwd=tmp_path)
     assert [m["step"] for m in metrics(tmp_path / "run")] == [1, 2]

@@ -21,9 +21,14 @@ def test_wheel_carries_its_configs_and_composes_without_the_checkout(tmp_path):
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    shipped = {path.relative_to(site / "llmtrain/configs") for path in site.glob("llmtrain/configs/**/*.yaml")}
+    shipped = {
+        path.relative_to(site / "llmtrain/configs") for path in site.glob("llmtrain/configs/**/*.yaml")
+    }
     assert shipped == {path.relative_to(CONFIGS) for path in CONFIGS.glob("**/*.yaml")}
-    code = f"import sys; sys.path.insert(0, {str(site)!r}); from llmtrain.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); "
+        "from llmtrain.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, "pretrain", "experiment=debug", "--cfg", "job"],
         cwd=tmp_path,

@@ -7,17 +7,17 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmtrain.folders import EXPERIMENT, ConfigFolders, shown_path
-from llmtrain.help import about_schema
-from llmtrain.layout import Sources, check_files, hydra, open_sources, read_layout
-from llmtrain.overrides import Override
+from llmtrain.command.help import about_schema
+from llmtrain.command.style import Style, first_sentence
+from llmtrain.compose.folders import EXPERIMENT, ConfigFolders, shown_path
+from llmtrain.compose.layout import Sources, check_files, hydra, open_sources, read_layout
+from llmtrain.compose.overrides import Override
+from llmtrain.compose.yaml_files import read_yaml
 from llmtrain.schema.load import suggest
 from llmtrain.schema.plugins import registry_with
 from llmtrain.schema.registry import Registry
 from llmtrain.schema.roots import ROOTS
-from llmtrain.style import Style, first_sentence
 from llmtrain.utils.errors import ConfigError, Problem
-from llmtrain.yaml_files import read_yaml
 
 ACTIONS = ("ls", "cat", "cp", "check")
 

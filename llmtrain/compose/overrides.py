@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmtrain.keys import KeySpace, suggest_choice
+from llmtrain.compose.keys import KeySpace, suggest_choice
 from llmtrain.schema.load import strip_optional
 from llmtrain.utils.errors import Problem
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmtrain.folders import EXPERIMENT
-from llmtrain.keys import KeySpace
-from llmtrain.layout import (
+from llmtrain.compose.folders import EXPERIMENT
+from llmtrain.compose.keys import KeySpace
+from llmtrain.compose.layout import (
     Layout,
     Sources,
     check_files,
@@ -23,8 +23,8 @@ from llmtrain.layout import (
     open_sources,
     read_layout,
 )
-from llmtrain.overrides import Override, check_choices, is_choice, parse_overrides, settle, trials
-from llmtrain.resolve import locate, resolve, set_key
+from llmtrain.compose.overrides import Override, check_choices, is_choice, parse_overrides, settle, trials
+from llmtrain.compose.resolve import locate, resolve, set_key
 from llmtrain.schema.load import flatten
 from llmtrain.schema.validate import validate
 from llmtrain.utils.errors import ConfigError, Problem

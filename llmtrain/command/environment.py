@@ -9,7 +9,7 @@ import subprocess
 from typing import Any
 
 from llmtrain import __version__
-from llmtrain.resolve import is_secret
+from llmtrain.compose.resolve import is_secret
 
 PACKAGES = ("torch", "numpy", "datasets", "tokenizers", "safetensors", "hydra-core", "omegaconf")
 VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "LD_PRELOAD")

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from llmtrain.compose import Composed
-from llmtrain.start import run_path
-from llmtrain.style import Style
+from llmtrain.command.start import run_path
+from llmtrain.command.style import Style
+from llmtrain.compose.compose import Composed
 from llmtrain.utils.errors import EXIT_MEANING, ConfigError
 from llmtrain.utils.io import read_json
 from llmtrain.utils.signals import EXIT_CODE_OF_SIGNAL

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtrain.compose import Composed
-from llmtrain.environment import describe_environment
-from llmtrain.resolve import set_key
+from llmtrain.command.environment import describe_environment
+from llmtrain.compose.compose import Composed
+from llmtrain.compose.resolve import set_key
 from llmtrain.schema.frozen import changes, frozen_hash, is_frozen
 from llmtrain.schema.load import dump, flatten
 from llmtrain.schema.stored import config_text, read_plain

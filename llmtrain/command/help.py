@@ -8,12 +8,12 @@ import typing
 from enum import Enum
 from typing import Any
 
-from llmtrain.folders import EXPERIMENT, ConfigFolders
+from llmtrain.command.style import Style, first_sentence
+from llmtrain.compose.folders import EXPERIMENT, ConfigFolders
 from llmtrain.schema.docs import field_docs
 from llmtrain.schema.load import field_types, is_group, strip_optional
 from llmtrain.schema.registry import Registry
 from llmtrain.schema.roots import ROOTS
-from llmtrain.style import Style, first_sentence
 
 CONFIGS_SUMMARY = "list, show, copy and check the YAML files that groups choose from."
 

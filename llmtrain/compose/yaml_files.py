@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtrain.folders import ConfigFolders, shown_path
+from llmtrain.compose.folders import ConfigFolders, shown_path
 from llmtrain.schema.load import suggest
 from llmtrain.utils.errors import ConfigError, Problem
 

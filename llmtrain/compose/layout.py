@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtrain.folders import EXPERIMENT, ConfigFolders, shown_path
-from llmtrain.keys import KeySpace
-from llmtrain.overrides import Override, parse_overrides
+from llmtrain.compose.folders import EXPERIMENT, ConfigFolders, shown_path
+from llmtrain.compose.keys import KeySpace
+from llmtrain.compose.overrides import Override, parse_overrides
+from llmtrain.compose.yaml_files import YamlFile, check_defaults, read_yaml, yaml_problem
 from llmtrain.schema.load import check_group, field_types, strip_optional
 from llmtrain.schema.plugins import config_dirs, registry_with
 from llmtrain.schema.registry import Registry
 from llmtrain.schema.roots import ROOTS
 from llmtrain.utils.errors import ConfigError, Problem
-from llmtrain.yaml_files import YamlFile, check_defaults, read_yaml, yaml_problem
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-from llmtrain.configs_verb import ACTIONS
-from llmtrain.folders import ConfigFolders
-from llmtrain.help import verb_groups
-from llmtrain.keys import KeySpace
+from llmtrain.command.configs_verb import ACTIONS
+from llmtrain.command.help import verb_groups
+from llmtrain.compose.folders import ConfigFolders
+from llmtrain.compose.keys import KeySpace
 from llmtrain.schema.load import strip_optional
 from llmtrain.schema.registry import builtin_registry
 from llmtrain.schema.roots import ROOTS

@@ -18,7 +18,7 @@ def find_configs_dir() -> Path:
     Raises:
         ConfigError: there are none.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for path in (package / "configs", package.parent / "configs"):
         if (path / "pretrain.yaml").is_file():
             return path

@@ -46,6 +46,10 @@ HEAVY = {
 }
 """Packages that a function may import by itself, because they take long or are optional."""
 
+SLOW = {"llmtrain.checkpoint.storage"}
+"""Modules of ours that a function may import: this one draws in torch's distributed checkpoint, which takes
+a second; the first training step need not wait for it."""
+
 
 def modules() -> list[Path]:
     return sorted((ROOT / "llmtrain").rglob("*.py"))
@@ -96,8 +100,8 @@ def test_imports_inside_functions_are_heavy(path: Path) -> None:
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             for name, line in imports(function, str(path)):
-                package = name.split(".")[0]
-                assert package in HEAVY, f"{path.relative_to(ROOT)}:{line} imports {name} inside a function"
+                allowed = name in SLOW or name.split(".")[0] in HEAVY
+                assert allowed, f"{path.relative_to(ROOT)}:{line} imports {name} inside a function"
 
 
 def test_every_folder_has_a_floor() -> None:

@@ -18,7 +18,6 @@ from llmtrain.checkpoint.manifest import (
     verify,
     verify_file,
 )
-from llmtrain.checkpoint.storage import load_tensors, read_metadata
 from llmtrain.checkpoint.store import BEST, STATE
 from llmtrain.utils.errors import ConfigError, NoCheckpointError
 from llmtrain.utils.io import read_json
@@ -92,6 +91,8 @@ def read_tensors(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
     Raises:
         NoCheckpointError: a digest does not match, or no key starts so.
     """
+    from llmtrain.checkpoint.storage import load_tensors, read_metadata
+
     with _rejecting(checkpoint):
         verify(checkpoint)
     held: dict[str, Any] = read_metadata(checkpoint).state_dict_metadata

@@ -7,13 +7,9 @@ is checked against the exact plan before a byte is written, and errors come out 
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +30,12 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from llmtrain.checkpoint.disk import check_space, disk_full, durable_entry, is_disk_full
 from llmtrain.checkpoint.manifest import TENSOR_SUFFIX, FileEntry
 from llmtrain.utils.errors import DiskFullError
-from llmtrain.utils.io import file_sha256
 
 SPACE_MARGIN = 1.05
 """Headers, the other files and the file system's own needs, as a factor on the tensors' bytes."""
-
-FULL_DISK_ERRNO = (errno.ENOSPC, errno.EDQUOT)
-FULL_DISK_TEXT = ("No space left", "Disk quota exceeded", "unexpected pos", "os error 28", "os error 122")
-"""How a full disk reads where a library has turned the operating system's error into text."""
-
-
-def durable_entry(path: Path) -> FileEntry:
-    """Make a file that was just written survive a power cut, and take its digest meanwhile."""
-    with open(path, "rb") as file, ThreadPoolExecutor(1) as pool:
-        syncing = pool.submit(os.fsync, file.fileno())
-        digest = file_sha256(path)
-        syncing.result()
-    return FileEntry(path.stat().st_size, digest)
 
 
 class TensorWriter(dcp.HuggingFaceStorageWriter):
@@ -112,33 +95,6 @@ def _on_host(tensor: Any) -> Tensor:
     """A dense CPU tensor with a storage of its own, as safetensors wants it; a copy only if needed."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def disk_full(path: Path, needed: int) -> DiskFullError:
-    """The error for a user, with the numbers."""
-    free = shutil.disk_usage(path if path.exists() else path.parent).free
-    return DiskFullError(
-        f"the disk is full: a checkpoint needs {needed:,} bytes, {free:,} are free",
-        str(path.parent),
-        "free some space, or lower checkpoint.keep, then run the same command again",
-    )
-
-
-def check_space(path: Path, needed: int) -> None:
-    """Refuse to start writing what cannot fit.
-
-    Raises:
-        DiskFullError: fewer than `needed` bytes are free below `path`.
-    """
-    if shutil.disk_usage(path).free < needed:
-        raise disk_full(path, needed)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether a full disk is behind an error, whatever it looks like."""
-    if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNO:
-        return True
-    return any(text in str(error) for text in FULL_DISK_TEXT)
 
 
 def _run_dcp(action: Callable[..., Any], path: Path, needed: int, **arguments: Any) -> None:

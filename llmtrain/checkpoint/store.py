@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.checkpoint.agree import on_rank_0, together
+from llmtrain.checkpoint.disk import disk_full, durable_entry, is_disk_full
 from llmtrain.checkpoint.manifest import (
     MANIFEST,
     FileEntry,
@@ -29,14 +30,6 @@ from llmtrain.checkpoint.manifest import (
     published,
     step_name,
     verify,
-)
-from llmtrain.checkpoint.storage import (
-    disk_full,
-    durable_entry,
-    is_disk_full,
-    load_tensors,
-    read_metadata,
-    save_tensors,
 )
 from llmtrain.utils import dist
 from llmtrain.utils.errors import ConfigError, NoCheckpointError
@@ -91,6 +84,8 @@ class CheckpointStore:
         try:
             together(lambda: check_arguments(tensors, state, files))
             on_rank_0(lambda: self._start(temporary))
+            from llmtrain.checkpoint.storage import save_tensors
+
             written = save_tensors(temporary, tensors)
             entries = together(lambda: {name: asdict(entry) for name, entry in written.items()})
             merged = {name: FileEntry(**entry) for part in entries for name, entry in part.items()}
@@ -228,6 +223,8 @@ class CheckpointStore:
         """
         keys = together(lambda: list(tensors))
         together(lambda: check_match(path, tensors, {key for part in keys for key in part}))
+        from llmtrain.checkpoint.storage import load_tensors
+
         load_tensors(path, tensors)
         state: dict[str, Any] = read_json(path / STATE)
         return state
@@ -289,6 +286,8 @@ def check_match(path: Path, tensors: dict[str, Tensor], all_keys: set[str]) -> N
     Raises:
         ConfigError: with the differences.
     """
+    from llmtrain.checkpoint.storage import read_metadata
+
     held: dict[str, Any] = read_metadata(path).state_dict_metadata
     problems = [f"{key} is missing in the checkpoint" for key in sorted(all_keys - held.keys())]
     problems += [f"{key} is in the checkpoint, but not in this run" for key in sorted(held.keys() - all_keys)]

@@ -138,5 +138,6 @@ def evaluation_batches(
 
 
 def filler_row(length: int) -> Row:
+    """A row without real tokens and labels, for shapes that have to be filled."""
     ids = np.zeros(length + 1, dtype=np.int64)
     return Row(ids, np.zeros(length + 1, dtype=np.int32), length=0, has_next=False)

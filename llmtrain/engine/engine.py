@@ -28,6 +28,9 @@ STOP_CODES = [ExitCode.OK, *EXIT_CODE_OF_SIGNAL.values()]
 class Hook(Protocol):
     """Something that looks at the run between steps."""
 
+    def start(self, engine: Engine) -> None:
+        """Before the first step of this process."""
+
     def after_step(self, engine: Engine) -> None:
         """After each step; all processes call all hooks in the same order."""
 
@@ -92,6 +95,8 @@ class Engine:
         """Train; returns 0, or the exit code of the signal that stopped it."""
         state = self.state
         stopped = None
+        for hook in self.hooks:
+            hook.start(self)
         while state.step < self.total_steps:
             batches = self.loader.next()
             counts, stopped = self._agree([self.step.objective.count(batch) for batch in batches])
@@ -114,7 +119,13 @@ class Engine:
         self._check_verdicts(0)
         for hook in self.hooks:
             hook.finish(self)
+        if stopped is None and state.evaluation_due:  # asked to stop during the last evaluation
+            stopped = self._agree([{}])[1]
         return stopped or ExitCode.OK
+
+    def stop_requested(self) -> bool:
+        """Whether any process was asked to stop. Collective."""
+        return self._agree([{}])[1] is not None
 
     def _agree(self, counts: list[dict[str, int]]) -> tuple[dict[str, float], int | None]:
         """Exchange label counts and stop requests, in one small message before each step.
@@ -180,6 +191,12 @@ class Engine:
         logger.info("%s", text)
         for sink in self.sinks:
             sink.event({"event": event, "text": text, **details})
+
+    def close(self) -> None:
+        """End the reading ahead and close the sinks."""
+        self.loader.close()
+        for sink in self.sinks:
+            sink.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: counters, unreported statistics, the loss scale. Collective."""

@@ -20,21 +20,32 @@ def evaluate(
     batches: Iterable[Batch],
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
-    poll: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, float], dict[str, float]]:
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, float], dict[str, float]] | None:
     """Statistics over all labels in the batches of all processes. Collective.
 
     Sums of each batch are fp32; they are added up in fp64, and divided once, at the end.
 
+    Args:
+        model: bare, not wrapped for a layout.
+        objective: counts labels and weighs sums.
+        batches: of this process; every process has the same number.
+        device: of the model.
+        autocast: context of the forward pass.
+        stopped: asked before each batch; has to answer the same in every process.
+
     Returns:
-        the objective's statistics (`loss` among them), and the counts that they were divided by.
+        the objective's statistics (`loss` among them), and the counts that they were divided by; None
+        where it was stopped.
     """
     was_training = model.training
     model.eval()
     sums: list[dict[str, torch.Tensor]] = []
     counts: dict[str, int] = {}
     for batch in batches:
-        poll()
+        if stopped():
+            model.train(was_training)
+            return None
         for name, count in objective.count(batch).items():
             counts[name] = counts.get(name, 0) + count
         with autocast():

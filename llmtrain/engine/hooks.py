@@ -22,6 +22,9 @@ class LogHook:
     def __init__(self, every: int) -> None:
         self.every = every
 
+    def start(self, engine: Engine) -> None:
+        """Nothing to do."""
+
     def after_step(self, engine: Engine) -> None:
         """Report if it is time."""
         if engine.state.step % self.every == 0 or engine.state.step == engine.total_steps:
@@ -77,17 +80,29 @@ class EvaluateHook:
         self.improved = False
         self.latest: dict[str, float] = {}
 
+    def start(self, engine: Engine) -> None:
+        """Make up for an evaluation that a stop has cut off."""
+        if engine.state.evaluation_due:
+            self.evaluate(engine)
+
     def after_step(self, engine: Engine) -> None:
-        """Evaluate if it is time; remembers the best loss."""
-        state = engine.state
+        """Evaluate if it is time."""
+        step = engine.state.step
         self.improved = False
-        due = self.every and state.step % self.every == 0
-        if not due and state.step != engine.total_steps:
-            return
+        if (self.every and step % self.every == 0) or step == engine.total_steps:
+            self.evaluate(engine)
+
+    def evaluate(self, engine: Engine) -> None:
+        """Evaluate, report, remember the best loss. Given up as soon as the run is asked to stop."""
+        state, step = engine.state, engine.step
         with engine.throughput.paused():
-            stats, counts = evaluate(
-                self.model, self.objective, self.batches(), engine.step.device, engine.step.autocast
+            result = evaluate(
+                self.model, self.objective, self.batches(), step.device, step.autocast, engine.stop_requested
             )
+        state.evaluation_due = result is None
+        if result is None:
+            return
+        stats, counts = result
         loss = stats["loss"]
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.best_step = loss, state.step
@@ -134,14 +149,23 @@ class CheckpointHook:
         self.layout = layout
         self.saved_step = -1
 
+    def start(self, engine: Engine) -> None:
+        """Save the result of an evaluation that was made up for."""
+        self.saved_step = engine.state.step
+        self.save_best(engine)
+
     def after_step(self, engine: Engine) -> None:
         """Save if it is time or if this is the best model so far."""
         step = engine.state.step
-        best = self.best and self.evaluation is not None and self.evaluation.improved
-        if best or (self.every and step % self.every == 0) or step == engine.total_steps:
+        if (self.every and step % self.every == 0) or step == engine.total_steps:
             self.save(engine)
-        if best:
-            self.store.mark_best(step)
+        self.save_best(engine)
+
+    def save_best(self, engine: Engine) -> None:
+        """Keep this model under `best` if the evaluation has just said so. Collective."""
+        if self.best and self.evaluation is not None and self.evaluation.improved:
+            self.save(engine)
+            self.store.mark_best(engine.state.step)
 
     def save(self, engine: Engine) -> None:
         """Write a checkpoint of this moment, once. Collective."""

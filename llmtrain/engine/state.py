@@ -19,6 +19,7 @@ class TrainState:
         bad_in_a_row: how many of these were the last ones.
         best_loss: lowest validation loss so far.
         best_step: the step that reached it.
+        evaluation_due: an evaluation at this step was cut off by a stop; it comes first after a restart.
     """
 
     step: int = 0
@@ -29,6 +30,7 @@ class TrainState:
     bad_in_a_row: int = 0
     best_loss: float | None = None
     best_step: int | None = None
+    evaluation_due: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""

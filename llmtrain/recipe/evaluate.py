@@ -48,16 +48,19 @@ def evaluate_checkpoint(config: EvaluateConfig, context: Context) -> int:
     )
     objective = build_objective(loaded.config.objective, data, {**OBJECTIVES, **context.builders})
     precision = resolve_precision(config.precision, device)
-    stats, counts = evaluate(
+    result = evaluate(
         loaded.model,
         objective,
         evaluation_batches(rows, objective.collate, config.batch_size, 0, 1),
         device,
         autocast(device, precision.value),
-        context.stop.poll,
+        lambda: bool(context.stop.exit_code),
     )
+    if result is None:
+        return context.stop.exit_code
+    stats, counts = result
     loss, tokens = stats["loss"], int(counts["tokens"])
-    result = {
+    report = {
         "checkpoint": str(loaded.path),
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
@@ -66,7 +69,7 @@ def evaluate_checkpoint(config: EvaluateConfig, context: Context) -> int:
         "bytes": view.num_bytes,
         "sequence_length": length,
     }
-    print_result(result)
+    print_result(report)
     return 0
 
 

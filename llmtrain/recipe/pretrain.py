@@ -55,8 +55,19 @@ def pretrain(config: PretrainConfig, context: Context) -> int:
     Returns:
         exit code: 0, or that of the signal that stopped the run.
     """
+    engine, model = set_up(config, context)
+    try:
+        exit_code = engine.fit()
+    finally:
+        engine.close()
+    finish(config, context, engine, model, exit_code)
+    return exit_code
+
+
+def set_up(config: PretrainConfig, context: Context) -> tuple[Engine, Assembled]:
+    """Prepare the data, build the model, restore or initialise it: all that comes before the first step."""
     device = pick_device(config.launch.device.value)
-    micro_batch_size(config.train, dist.world_size())  # refuses a batch that cannot be shared, early
+    micro = micro_batch_size(config.train, dist.world_size())
     with preparation_progress() as report:
         prepared = prepare(
             config.data,
@@ -94,18 +105,9 @@ def pretrain(config: PretrainConfig, context: Context) -> int:
         clip_norm=config.optim.clip_norm,
         seed=config.run.seed,
     )
-    engine = assemble(config, context, prepared, rows, model, step, store, sinks, steps, state)
     if dist.world_size() > 1:
-        filler = [filler_row(config.train.sequence_length)]
-        step.settle(objective.collate(filler * micro_batch_size(config.train, dist.world_size())))
-    try:
-        exit_code = engine.fit()
-    finally:
-        engine.loader.close()
-        for sink in sinks:
-            sink.close()
-    finish(config, context, engine, model, exit_code)
-    return exit_code
+        step.settle(objective.collate([filler_row(config.train.sequence_length)] * micro))
+    return assemble(config, context, prepared, rows, model, step, store, sinks, steps, state), model
 
 
 def stream_rows(config: PretrainConfig, view: View, *, shuffle: bool) -> StreamRows:
@@ -255,7 +257,7 @@ def finish(
         return
     validation = next((hook.latest for hook in engine.hooks if isinstance(hook, EvaluateHook)), {})
     summary = {
-        "finished": state.step >= engine.total_steps,
+        "finished": state.step >= engine.total_steps and not state.evaluation_due,
         "exit_code": exit_code,
         "steps": state.step,
         "total_steps": engine.total_steps,

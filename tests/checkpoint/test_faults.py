@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmtrain.checkpoint import storage
+from llmtrain.checkpoint import disk, storage
 from llmtrain.checkpoint.manifest import parse_step, step_name
 from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.utils.errors import DiskFullError, ExitCode
@@ -30,7 +30,7 @@ def test_too_little_space_is_found_before_writing(tmp_path: Path, monkeypatch: p
     store = make_store(tmp_path)
     save(store, 1)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(storage, "save_file", lambda *args: pytest.fail("wrote"))
     with pytest.raises(DiskFullError, match="1,000 are free") as caught:
         save(store, 2)

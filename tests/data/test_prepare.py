@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import slow_prepare
 
 from llmtrain.data import fill
 from llmtrain.data import prepare as prepare_module
@@ -33,6 +32,7 @@ from llmtrain.schema.groups import (
 )
 from llmtrain.utils.errors import DataError, DiskFullError, Stopped
 from llmtrain.utils.io import read_json
+from tests.data import slow_prepare
 
 SCRIPT = slow_prepare.__file__
 

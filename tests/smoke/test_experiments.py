@@ -15,6 +15,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml
 SMALLER = ["train.steps=2", "train.batch_size=2", "train.micro_batch_size=1", "checkpoint.every=0"]
 
 EXTRA = {
+    "shakespeare_characters": ["schedule.warmup=0"],
     "gpt2_small": ["model.num_layers=1", "train.sequence_length=64", "data.max_tokens=50000"],
     "llama_baby": ["train.sequence_length=64", "data.max_tokens=50000"],
 }

@@ -1,0 +1,47 @@
+"""Compiled blocks train like eager ones, and each shape is compiled once."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from tests.helpers.models import make_model, random_batch, small_config
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler on this machine"
+)
+
+
+def train(model, steps: int = 3) -> list[float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for number in range(steps):
+        loss = model(random_batch(seed=number))["loss"] / 32
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_equals_eager_and_nothing_is_compiled_twice():
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compiled = make_model(small_config())
+    keys = list(compiled.state_dict())
+    for block in compiled.backbone.blocks:
+        block.compile()
+    expected = train(make_model(small_config()))
+    first = train(compiled, steps=2)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs >= 1
+    again = train(compiled, steps=2)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert first == pytest.approx(expected[:2], rel=1e-5)
+    assert again[0] < first[0]
+    assert list(compiled.state_dict()) == keys

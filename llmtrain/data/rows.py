@@ -103,7 +103,7 @@ class StreamRows:
         epoch, place = self.locate(global_row)
         plan = self.plan(epoch)
         if plan.order is not None:
-            place = int(plan.order(place))
+            place = plan.order.at(place)
         return self._cut(plan, place * self.sequence_length)
 
     def _cut(self, plan: Plan, start: int) -> Row:

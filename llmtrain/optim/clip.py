@@ -23,5 +23,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         [parameter.grad for parameter in parameters if parameter.grad is not None]
     )
     if max_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        # A factor of NaN would spoil every gradient and hide which one was bad; infinity zeroes the good.
+        torch.nn.utils.clip_grads_with_norm_(
+            parameters, max_norm, norm.nan_to_num(nan=torch.inf, posinf=torch.inf)
+        )
     return norm

@@ -10,18 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from llmtrain.data.loader import evaluation_batches
-from llmtrain.data.prepare import prepare
 from llmtrain.data.rows import StreamRows
-from llmtrain.data.sources import SOURCES
 from llmtrain.data.store import View
-from llmtrain.data.tokenizer import TOKENIZERS
 from llmtrain.engine.evaluate import evaluate
 from llmtrain.engine.step import autocast
 from llmtrain.objective.build import OBJECTIVES, build_objective
 from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
 from llmtrain.recipe.context import Context
+from llmtrain.recipe.data import open_data
 from llmtrain.recipe.resolve import resolve_precision
-from llmtrain.recipe.terminal import preparation_progress
 from llmtrain.schema.roots import EvaluateConfig
 from llmtrain.utils.device import pick_device
 from llmtrain.utils.errors import DataError
@@ -75,18 +72,10 @@ def evaluate_checkpoint(config: EvaluateConfig, context: Context) -> int:
 
 def text_to_evaluate(config: EvaluateConfig, context: Context, loaded: Checkpointed) -> View:
     """Tokens of the given data, all of them, or of the run's own validation text."""
-    data, seed = config.data, loaded.config.run.seed
+    data = config.data
     if data is not None:
         data = dataclasses.replace(data, validation_fraction=0.0)
-    with preparation_progress() as report:
-        prepared = prepare(
-            data or loaded.config.data,
-            loaded.tokenizer,
-            seed=seed,
-            builders={**SOURCES, **TOKENIZERS, **context.builders},
-            poll=context.stop.poll,
-            report=report,
-        )
+    prepared = open_data(data or loaded.config.data, loaded.tokenizer, loaded.config.run.seed, context)
     view = prepared.train if data is not None else prepared.validation
     if view is None:
         raise DataError(

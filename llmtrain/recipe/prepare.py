@@ -5,27 +5,17 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from llmtrain.data.prepare import PrepareReport, prepare
+from llmtrain.data.prepare import PrepareReport
 from llmtrain.data.rows import StreamRows
 from llmtrain.data.show import render_rows
-from llmtrain.data.sources import SOURCES
-from llmtrain.data.tokenizer import TOKENIZERS
 from llmtrain.recipe.context import Context
-from llmtrain.recipe.terminal import preparation_progress
+from llmtrain.recipe.data import open_data
 from llmtrain.schema.roots import PrepareConfig
 
 
 def prepare_data(config: PrepareConfig, context: Context) -> int:
     """Prepare, print the report, and `show` packed rows if asked to."""
-    with preparation_progress() as report:
-        prepared = prepare(
-            config.data,
-            config.tokenizer,
-            seed=config.run.seed,
-            builders={**SOURCES, **TOKENIZERS, **context.builders},
-            poll=context.stop.poll,
-            report=report,
-        )
+    prepared = open_data(config.data, config.tokenizer, config.run.seed, context)
     console = Console(highlight=False)
     console.print(report_table(prepared.report))
     for warning in prepared.report.warnings:

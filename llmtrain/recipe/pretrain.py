@@ -14,11 +14,9 @@ from llmtrain.checkpoint.state import MODEL_PREFIX, model_tensors, training_tens
 from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.data.batch import Batch
 from llmtrain.data.loader import Loader, evaluation_batches, filler_row
-from llmtrain.data.prepare import Prepared, prepare
+from llmtrain.data.prepare import Prepared
 from llmtrain.data.rows import StreamRows
-from llmtrain.data.sources import SOURCES
 from llmtrain.data.store import View
-from llmtrain.data.tokenizer import TOKENIZERS
 from llmtrain.engine.engine import Engine, Hook
 from llmtrain.engine.hooks import CheckpointHook, EvaluateHook, LogHook
 from llmtrain.engine.step import PlainStep
@@ -32,6 +30,7 @@ from llmtrain.optim.optimizer import OPTIMIZERS, build_optimizer
 from llmtrain.optim.schedule import SCHEDULES, Schedule
 from llmtrain.parallel.data import Replicated
 from llmtrain.recipe.context import Context
+from llmtrain.recipe.data import open_data
 from llmtrain.recipe.resolve import (
     micro_batch_size,
     resolve_compile,
@@ -39,7 +38,7 @@ from llmtrain.recipe.resolve import (
     resolve_precision,
     total_steps,
 )
-from llmtrain.recipe.terminal import announce, open_sinks, preparation_progress, print_summary
+from llmtrain.recipe.terminal import announce, open_sinks, print_summary
 from llmtrain.schema.fields import Compile
 from llmtrain.schema.roots import PretrainConfig
 from llmtrain.schema.stored import config_text
@@ -68,15 +67,7 @@ def set_up(config: PretrainConfig, context: Context) -> tuple[Engine, Assembled]
     """Prepare the data, build the model, restore or initialise it: all that comes before the first step."""
     device = pick_device(config.launch.device.value)
     micro = micro_batch_size(config.train, dist.world_size())
-    with preparation_progress() as report:
-        prepared = prepare(
-            config.data,
-            config.tokenizer,
-            seed=config.run.seed,
-            builders={**SOURCES, **TOKENIZERS, **context.builders},
-            poll=context.stop.poll,
-            report=report,
-        )
+    prepared = open_data(config.data, config.tokenizer, config.run.seed, context)
     rows = stream_rows(config, prepared.train, shuffle=True)
     steps = total_steps(config.train, rows.rows_per_epoch)
     model = decide(config, context, prepared, device, steps)

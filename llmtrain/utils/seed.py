@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -31,32 +32,35 @@ class Permutation:
     """
 
     ROUNDS = 4
+    WORD = (1 << 64) - 1
 
     def __init__(self, size: int, *key: int | str) -> None:
         assert size >= 1, size
         self.size = size
         self.half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-        self.mask = np.uint64((1 << self.half_bits) - 1)
-        self.keys = [np.uint64(derive_seed("feistel", i, *key)) for i in range(self.ROUNDS)]
+        self.mask = (1 << self.half_bits) - 1
+        self.keys = [derive_seed("feistel", number, *key) for number in range(self.ROUNDS)]
 
-    def _encrypt(self, value: np.ndarray) -> np.ndarray:
-        shift = np.uint64(self.half_bits)
-        left, right = value >> shift, value & self.mask
+    def _encrypt(self, value: Any) -> Any:
+        """One pass of the network; `value` is an int or an array of uint64."""
+        left, right = value >> self.half_bits, value & self.mask
         for key in self.keys:
-            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
-            mixed ^= mixed >> np.uint64(32)
-            mixed *= np.uint64(0xD6E8FEB86659FD93)
-            mixed ^= mixed >> np.uint64(32)
-            left, right = right, left ^ (mixed & self.mask)
-        return (left << shift) | right
+            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & self.WORD
+            mixed = ((mixed ^ (mixed >> 32)) * 0xD6E8FEB86659FD93) & self.WORD
+            left, right = right, left ^ ((mixed ^ (mixed >> 32)) & self.mask)
+        return (left << self.half_bits) | right
 
-    def __call__(self, index: np.ndarray | int) -> np.ndarray:
+    def at(self, index: int) -> int:
+        """The element at one position; plain ints are much faster than an array of one."""
+        value = self._encrypt(index)
+        while value >= self.size:
+            value = self._encrypt(value)
+        return int(value)
+
+    def __call__(self, index: np.ndarray) -> np.ndarray:
         """Map positions, each in ``range(size)``, to elements (int64, same shape)."""
-        value = np.atleast_1d(np.asarray(index)).astype(np.uint64)
         with np.errstate(over="ignore"):
-            result = self._encrypt(value)
-            outside = result >= self.size
-            while outside.any():
+            result = self._encrypt(np.asarray(index).astype(np.uint64))
+            while (outside := result >= self.size).any():
                 result[outside] = self._encrypt(result[outside])
-                outside = result >= self.size
-        return result.astype(np.int64).reshape(np.shape(index))
+        return result.astype(np.int64)

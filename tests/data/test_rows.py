@@ -48,7 +48,7 @@ def test_every_token_is_an_input_once_in_an_epoch(make_store, shuffle: bool, len
         assert sum(row.length for row in read) == view.num_tokens
         if shuffle:
             order = rows_module.Permutation(rows.rows_per_epoch, 1, "rows", epoch)
-            place = {int(order(i)): row for i, row in enumerate(read)}
+            place = {order.at(i): row for i, row in enumerate(read)}
             read = [place[i] for i in range(len(place))]
         joined = np.concatenate([row.ids[: row.length] for row in read])
         assert joined.tolist() == expected[positions].tolist()

@@ -90,7 +90,10 @@ def test_clipping(limit):
     assert parameters[1].grad is None
 
 
-def test_norm_of_bad_gradients_is_not_finite():
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    parameter.grad = torch.tensor([1.0, float("nan")])
-    assert not clip_gradients([parameter], 1.0).isfinite()
+def test_norm_of_bad_gradients_is_not_finite_and_the_good_ones_stay_finite():
+    parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))]
+    parameters[0].grad = torch.tensor([1.0, float("nan")])
+    parameters[1].grad = torch.tensor([1.0, 2.0])
+    assert not clip_gradients(parameters, 1.0).isfinite()
+    assert not parameters[0].grad.isfinite().all()
+    assert parameters[1].grad.isfinite().all()

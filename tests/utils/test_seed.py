@@ -15,7 +15,7 @@ def test_a_permutation_hits_everything_once(size, seed):
 @given(st.integers(1, 10**12), st.integers(0, 1000))
 def test_one_place_of_a_huge_order_costs_nothing(size, place):
     place %= size
-    alone = Permutation(size, "x")(place)
+    alone = Permutation(size, "x").at(place)
     assert 0 <= alone < size
     assert alone == Permutation(size, "x")(np.array([place]))[0]
 

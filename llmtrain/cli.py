@@ -31,6 +31,7 @@ from llmtrain.schema.registry import builtin_registry
 from llmtrain.schema.roots import ROOTS
 from llmtrain.schema.stored import config_text
 from llmtrain.utils.errors import ConfigError, ExitCode, Problem, UserError
+from llmtrain.utils.signals import hold_signals
 
 VERBS = (*ROOTS, "configs")
 
@@ -210,15 +211,16 @@ def start(
     call: Invocation, composed: Composed, style: Style, arguments: Sequence[str], distributed: bool
 ) -> int:
     """Start one run, or another verb."""
-    text = json.dumps(dump(composed.config))
+    data = dump(composed.config)
     if call.dry_run:
         print(config_text(composed.verb, composed.shown))
         if composed.verb == "pretrain":
-            os.environ["LLMTRAIN_DRY_RUN"] = "1"
-            execute("llmtrain.worker", composed.verb, text)
+            launch = composed.config.launch
+            data["launch"]["num_processes"] = count_processes(launch.num_processes, launch.device.value)
+            execute("llmtrain.worker", composed.verb, json.dumps(data))
         return ExitCode.OK
     if composed.verb != "pretrain":
-        execute("llmtrain.worker", composed.verb, text)
+        execute("llmtrain.worker", composed.verb, json.dumps(data))
     started: Start = open_run(composed, arguments)
     if started.finished is not None and not distributed:  # the other ranks wait: their worker says it
         os.close(started.descriptor)
@@ -226,7 +228,8 @@ def start(
         return ExitCode.OK
     if distributed and composed.config.launch.num_processes is not None:
         print("warning: launch.num_processes is ignored: torchrun decides", file=sys.stderr)
-    several = not distributed and count_processes(composed.config) > 1
+    launch = composed.config.launch
+    several = not distributed and count_processes(launch.num_processes, launch.device.value) > 1
     execute("llmtrain.launch" if several else "llmtrain.worker", str(started.directory.path))
 
 
@@ -240,7 +243,7 @@ def finished_text(summary: dict[str, Any], path: str, style: Style) -> str:
             f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else value
         )
         rows.append((key.replace("_", " "), text))
-    more = "a greater train.steps trains on, another run.name starts a new run"
+    more = "a greater length trains on, another run.name starts a new run"
     return "\n".join([style.bold(f"finished already: {path}"), style.entries(rows), "", style.dim(more)])
 
 
@@ -248,4 +251,5 @@ def execute(module: str, *words: str) -> NoReturn:
     """Turn this process into another program of ours; the run's lock stays with it."""
     sys.stdout.flush()
     sys.stderr.flush()
+    hold_signals()
     os.execv(sys.executable, [sys.executable, "-m", module, *words])

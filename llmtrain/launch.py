@@ -31,11 +31,12 @@ from typing import Any
 
 import yaml
 
+from llmtrain.command.environment import count_processes
 from llmtrain.utils.errors import ConfigError, ExitCode, Problem, UserError
 from llmtrain.utils.outcome import Outcome
 from llmtrain.utils.processes import signal_name
 from llmtrain.utils.run_directory import RunDirectory
-from llmtrain.utils.signals import EXIT_CODE_OF_SIGNAL
+from llmtrain.utils.signals import EXIT_CODE_OF_SIGNAL, hold_signals, release_signals
 
 GRACE = 30 * 60.0
 """Seconds that workers have to save after a signal."""
@@ -66,6 +67,7 @@ class StopRequests:
         """Handle the signals in this process from now on."""
         for number in EXIT_CODE_OF_SIGNAL:
             signal.signal(number, self._handle)
+        release_signals()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.first = self.first or number
@@ -214,15 +216,6 @@ def read_launch_config(run: RunDirectory) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def count_processes(config: dict[str, Any]) -> int:
-    """Workers to start: what the config says, else one per GPU, else one."""
-    if config.get("num_processes"):
-        return int(config["num_processes"])
-    import torch
-
-    return max(1, torch.cuda.device_count()) if config.get("device") in ("auto", "cuda") else 1
-
-
 def worker_environment(run: RunDirectory, num_processes: int, config: dict[str, Any]) -> dict[str, str]:
     """What the workers find in their environment besides the ranks, which torch's agent sets."""
     threads = (
@@ -257,6 +250,13 @@ def run_agent(run: RunDirectory, supervisor: Supervisor, num_processes: int, mod
             if not isinstance(context, SubprocessContext):
                 return {}
             return {rank: handler.proc for rank, handler in context.subprocess_handlers.items()}
+
+        def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+            hold_signals()  # each worker lets them in when it is ready for them
+            try:
+                return super()._start_workers(worker_group)
+            finally:
+                release_signals()
 
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
             if not supervisor.poll(self._workers()):
@@ -334,7 +334,7 @@ def launch(path: Path, module: str = "llmtrain.worker", grace: float = GRACE) ->
     stop.install()
     run = RunDirectory(path.resolve())
     config = read_launch_config(run)
-    num_processes = count_processes(config)
+    num_processes = count_processes(config.get("num_processes"), config.get("device", "auto"))
     shutil.rmtree(run.launch, ignore_errors=True)  # of the last launch; the lock says that it is over
     run.launch.mkdir(parents=True)
     os.environ.update(worker_environment(run, num_processes, config))

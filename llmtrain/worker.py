@@ -34,7 +34,7 @@ from llmtrain.utils.errors import ExitCode, MemoryFullError, Stopped, UserError
 from llmtrain.utils.outcome import Outcome
 from llmtrain.utils.processes import die_with_parent, redirect_output
 from llmtrain.utils.run_directory import RunDirectory
-from llmtrain.utils.signals import StopFlag
+from llmtrain.utils.signals import StopFlag, end_at_signals
 
 RECIPES: dict[str, Callable[[Any, Context], int]] = {
     "pretrain": pretrain,
@@ -50,10 +50,14 @@ logger = logging.getLogger("llmtrain")
 def main(arguments: list[str]) -> int:
     """Run one worker; returns the exit code of the process."""
     stop = StopFlag()
-    stop.install()
+    if dist.world_size() > 1:
+        end_at_signals()  # a process that waits for its peers could not look at the flag
+    else:
+        stop.install()
     run: RunDirectory | None = None
     try:
         run, verb, data = read_config(arguments)
+        stop.install()
         if run is not None:
             open_log(run)
         exit_code = run_recipe(run, verb, data, stop)
@@ -114,11 +118,9 @@ def run_recipe(run: RunDirectory | None, verb: str, data: dict[str, Any], stop: 
     context = Context(run, registry, load_builders(folders), stop)
     if verb == "pretrain" and run is None:
         return dry_run(config, context)
-    try:
-        return RECIPES[verb](config, context)
-    finally:
-        if sys.exc_info()[0] is None:
-            dist.stop()
+    exit_code = RECIPES[verb](config, context)
+    dist.stop()  # not after an error: peers may wait for this process, and its end is what frees them
+    return exit_code
 
 
 def out_of_memory(error: BaseException) -> MemoryFullError:

@@ -14,9 +14,7 @@ OPTIMIZER_PREFIX = "optimizer."
 
 def model_tensors(model: Assembled) -> dict[str, Tensor]:
     """The parameters under `model.*`; tied ones once, under their first name."""
-    return {
-        f"{MODEL_PREFIX}{name}": value.detach() for name, value in model.named_unique_parameters().items()
-    }
+    return {f"{MODEL_PREFIX}{name}": value.detach() for name, value in model.named_parameters()}
 
 
 def training_tensors(model: Assembled, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -24,5 +22,5 @@ def training_tensors(model: Assembled, optimizer: torch.optim.Optimizer) -> dict
 
     The tensors are those of the run, not copies: loading writes into them.
     """
-    state = named_state(optimizer, model.named_unique_parameters())
+    state = named_state(optimizer, dict(model.named_parameters()))
     return model_tensors(model) | {f"{OPTIMIZER_PREFIX}{name}": value for name, value in state.items()}

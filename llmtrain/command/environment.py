@@ -62,11 +62,14 @@ def _git_commit() -> str | None:
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
-def count_processes(config: Any) -> int:
-    """Worker processes of a run: as configured, else one per GPU, else one."""
-    if config.launch.num_processes is not None:
-        return int(config.launch.num_processes)
-    if config.launch.device not in ("auto", "cuda"):
+def count_processes(num_processes: int | None, device: str) -> int:
+    """Worker processes of a run: as configured, else one per GPU, else one.
+
+    GPUs are counted without torch, which would take longer than the rest of the command.
+    """
+    if num_processes is not None:
+        return num_processes
+    if device not in ("auto", "cuda"):
         return 1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:

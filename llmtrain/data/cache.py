@@ -17,11 +17,6 @@ SETTLED = 2.0
 """Seconds since its last change before a file's hash is remembered: time stamps are coarse."""
 
 
-def cache_directory() -> Path:
-    """`$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
-    return Path(os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain").expanduser().absolute()
-
-
 class HashMemo:
     """SHA-256 of files; that of a big file is computed once for each (path, size, time of change).
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmtrain.data.cache import HashMemo, cache_directory
+from llmtrain.data.cache import HashMemo
 from llmtrain.data.corpus import Corpus, Source, hash_texts
 from llmtrain.data.fill import Poll, Progress, Report, document_pieces, fill
 from llmtrain.data.pieces import cut, word_border
@@ -25,7 +25,7 @@ from llmtrain.data.tokenizer import TOKENIZERS, Tokenizer, Trained
 from llmtrain.data.writer import StoreWriter
 from llmtrain.schema.groups import DataConfig, OnError, TokenizerConfig
 from llmtrain.utils.errors import DataError
-from llmtrain.utils.io import atomic_write, explain_full_disk, file_lock
+from llmtrain.utils.io import atomic_write, cache_directory, explain_full_disk, file_lock
 
 
 @dataclass
@@ -74,6 +74,14 @@ class Prepared:
     validation: View | None
     report: PrepareReport
 
+    def identity(self) -> dict[str, str | None]:
+        """Hashes that change with any token, any border and the tokenizer."""
+        return {
+            "tokenizer": self.tokenizer.sha256,
+            "train": self.train.identity(),
+            "validation": self.validation.identity() if self.validation is not None else None,
+        }
+
 
 def prepare(
     data: DataConfig,
@@ -114,6 +122,8 @@ def prepare(
         warnings = _warnings(store, source.train.name) + _warnings(held_out, source.validation.name)
         if held_out.manifest["identity"]["source"] == store.manifest["identity"]["source"]:
             warnings.append("the validation text is the training text")
+    if validation is not None and validation.num_tokens < 2:  # nothing in it that could be predicted
+        validation = None
     counts = store.manifest["counts"]
     num_bytes = store.manifest["bytes"]
     summary = PrepareReport(

@@ -212,6 +212,12 @@ class View:
         """Hash of the spans: equal views of one store have equal keys."""
         return hashlib.sha256(self.starts.tobytes() + self.ends.tobytes()).hexdigest()[:16]
 
+    def identity(self) -> str:
+        """Hash of the tokens: equal views of equal stores have equal ones, wherever they lie."""
+        source = self.store.manifest["identity"]["source"]
+        tokenizer = self.store.manifest["identity"]["tokenizer"]
+        return hashlib.sha256(f"{source} {tokenizer} {self.key}".encode()).hexdigest()[:16]
+
     def read(self, start: int, end: int) -> np.ndarray:
         """Tokens [start, end) of the STORE's stream (the numbers that `spans` are in)."""
         return self.store.read(start, end)

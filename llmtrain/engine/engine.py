@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import time
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from llmtrain.engine.step import PlainStep, StepResult
 from llmtrain.metrics.sinks import Sink
 from llmtrain.metrics.throughput import Throughput
 from llmtrain.metrics.tracker import Tracker
-from llmtrain.optim.optimizer import set_learning_rate
+from llmtrain.optim.optimizer import scale_learning_rate
 from llmtrain.optim.schedule import Schedule
 from llmtrain.utils import dist
 from llmtrain.utils.errors import DivergedError, ExitCode
@@ -102,8 +103,9 @@ class Engine:
             counts, stopped = self._agree([self.step.objective.count(batch) for batch in batches])
             if stopped is not None:
                 break
-            self.learning_rate = self.base_rate * self.schedule.factor(state.step)
-            set_learning_rate(self.step.optimizer, self.learning_rate)
+            factor = self.schedule.factor(state.step)
+            self.learning_rate = self.base_rate * factor
+            scale_learning_rate(self.step.optimizer, factor)
             result = self.step(batches, counts, state.step)
             state.step += 1
             state.row = self.loader.row
@@ -153,6 +155,10 @@ class Engine:
             if norm_finite:
                 self.state.bad_in_a_row = 0
                 continue
+            if self.step.scaler.is_enabled() and loss_finite and self.step.scaler.get_scale() >= 1:
+                text = f"step {number}: gradients overflowed in fp16; step skipped, loss scale lowered"
+                self.event("overflow", text, step=number)
+                continue
             self.state.bad_steps += 1
             self.state.bad_in_a_row += 1
             self._report_bad_step(number, loss_finite)
@@ -193,13 +199,15 @@ class Engine:
             sink.event({"event": event, "text": text, **details})
 
     def close(self) -> None:
-        """End the reading ahead and close the sinks."""
+        """End the reading ahead and close the sinks; never hides the error that brought us here."""
         self.loader.close()
         for sink in self.sinks:
-            sink.close()
+            with contextlib.suppress(OSError):  # everything was flushed when it was written
+                sink.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: counters, unreported statistics, the loss scale. Collective."""
+        self._check_verdicts(0)
         self.state.seconds += self.throughput.take_seconds()
         return {
             "train": self.state.state_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
@@ -53,8 +54,8 @@ def evaluate(
     model.train(was_training)
     names = list(sums[0])
     local = torch.stack([torch.stack([part[name].float() for name in names]) for part in sums])
-    totals = dist.gather(local.double().sum(dim=0).cpu()).sum(dim=0)
+    totals = dist.gather(local.cpu().double().sum(dim=0)).sum(dim=0)
     all_counts = dict(zip(counts, dist.sum_over_ranks(list(counts.values())), strict=True))
-    divisors = {name: max(1.0, count) for name, count in all_counts.items()}
+    divisors = {name: count or math.nan for name, count in all_counts.items()}  # no label, no number
     _, stats = objective.loss(dict(zip(names, totals, strict=True)), divisors)
     return {name: float(value) for name, value in stats.items()}, all_counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,8 +78,6 @@ class EvaluateHook:
         self.model = model
         self.objective = objective
         self.batches = batches
-        self.improved = False
-        self.latest: dict[str, float] = {}
 
     def start(self, engine: Engine) -> None:
         """Make up for an evaluation that a stop has cut off."""
@@ -88,13 +87,13 @@ class EvaluateHook:
     def after_step(self, engine: Engine) -> None:
         """Evaluate if it is time."""
         step = engine.state.step
-        self.improved = False
         if (self.every and step % self.every == 0) or step == engine.total_steps:
             self.evaluate(engine)
 
     def evaluate(self, engine: Engine) -> None:
         """Evaluate, report, remember the best loss. Given up as soon as the run is asked to stop."""
         state, step = engine.state, engine.step
+        engine.tracker.reduce()  # waits for the device, so that its work is not counted as a pause
         with engine.throughput.paused():
             result = evaluate(
                 self.model, self.objective, self.batches(), step.device, step.autocast, engine.stop_requested
@@ -103,14 +102,12 @@ class EvaluateHook:
         if result is None:
             return
         stats, counts = result
-        loss = stats["loss"]
-        if state.best_loss is None or loss < state.best_loss:
+        loss = state.validation_loss = stats["loss"]
+        if math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss):
             state.best_loss, state.best_step = loss, state.step
-            self.improved = True
         record: dict[str, Any] = {"kind": "validation", "step": state.step}
         record |= {f"validation_{name}": value for name, value in stats.items()}
         record |= {f"validation_{name}": int(value) for name, value in counts.items()}
-        self.latest = record
         engine.report(record)
 
     def finish(self, engine: Engine) -> None:
@@ -126,8 +123,7 @@ class CheckpointHook:
         store: writes checkpoints.
         tensors: all tensors of the run, by name.
         files: texts that belong to each checkpoint, by file name.
-        evaluation: says whether the last evaluation was the best; None without validation rows.
-        layout: of the processes; noted in the checkpoint.
+        notes: plain values that are saved beside the counters.
     """
 
     def __init__(
@@ -137,43 +133,40 @@ class CheckpointHook:
         store: CheckpointStore,
         tensors: Callable[[], dict[str, torch.Tensor]],
         files: dict[str, str],
-        evaluation: EvaluateHook | None,
-        layout: dict[str, int],
+        notes: dict[str, Any],
     ) -> None:
         self.every = every
         self.best = best
         self.store = store
         self.tensors = tensors
         self.files = files
-        self.evaluation = evaluation
-        self.layout = layout
+        self.notes = notes
         self.saved_step = -1
 
     def start(self, engine: Engine) -> None:
-        """Save the result of an evaluation that was made up for."""
-        self.saved_step = engine.state.step
-        self.save_best(engine)
+        """Point `best` at this step where it belongs but a kill or a stop came before."""
+        state = engine.state
+        self.saved_step = state.step
+        if self.best and state.step and state.best_step == state.step:
+            self.store.mark_best(state.step)
 
     def after_step(self, engine: Engine) -> None:
         """Save if it is time or if this is the best model so far."""
         step = engine.state.step
         if (self.every and step % self.every == 0) or step == engine.total_steps:
             self.save(engine)
-        self.save_best(engine)
-
-    def save_best(self, engine: Engine) -> None:
-        """Keep this model under `best` if the evaluation has just said so. Collective."""
-        if self.best and self.evaluation is not None and self.evaluation.improved:
+        if self.best and engine.state.best_step == step:
             self.save(engine)
-            self.store.mark_best(engine.state.step)
+            self.store.mark_best(step)
 
     def save(self, engine: Engine) -> None:
         """Write a checkpoint of this moment, once. Collective."""
         step = engine.state.step
         if step == self.saved_step or step == 0:
             return
+        engine.tracker.reduce()
         with engine.throughput.paused():
-            state = engine.state_dict() | {"layout": self.layout}
+            state = engine.state_dict() | self.notes
             path = self.store.save(step, self.tensors(), state, self.files)
         self.saved_step = step
         engine.event("checkpoint", f"saved {path.name}", step=step, path=str(path))

@@ -19,6 +19,7 @@ class TrainState:
         bad_in_a_row: how many of these were the last ones.
         best_loss: lowest validation loss so far.
         best_step: the step that reached it.
+        validation_loss: the last one that was measured.
         evaluation_due: an evaluation at this step was cut off by a stop; it comes first after a restart.
     """
 
@@ -30,6 +31,7 @@ class TrainState:
     bad_in_a_row: int = 0
     best_loss: float | None = None
     best_step: int | None = None
+    validation_loss: float | None = None
     evaluation_due: bool = False
 
     def state_dict(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class PlainStep:
 
     Args:
         model: wrapped for its layout.
-        optimizer: its fused kernels skip an update on the device where `found_inf` says so.
+        optimizer: any; a fused one skips a bad step on the device itself.
         objective: weighs the sums.
         device: of the model.
         precision: fp32, bf16 or fp16; fp16 scales the loss.
@@ -72,6 +72,7 @@ class PlainStep:
         self.optimizer = optimizer
         self.objective = objective
         self.device = device
+        self.precision = precision
         self.autocast = autocast(device, precision)
         self.clip_norm = clip_norm
         self.seed = seed
@@ -110,10 +111,13 @@ class PlainStep:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             return
-        # The contract that torch's own GradScaler uses with fused optimizers: a non-zero `found_inf`
-        # leaves weights and state as they are, without the host having to look.
-        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # The contract that torch's own GradScaler uses with fused optimizers: a non-zero
+            # `found_inf` leaves weights and state as they are, without the host having to look.
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif norm.isfinite():  # waits for the device
+            self.optimizer.step()
 
     def settle(self, batch: Batch) -> None:
         """Forward and backward on a batch without labels, before the first step.

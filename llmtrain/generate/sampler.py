@@ -18,6 +18,7 @@ def next_token_probabilities(logits_BV: Tensor, config: SampleConfig) -> Tensor:
     Returns:
         (B, V), fp64, rows add up to 1.
     """
+    logits_BV = logits_BV.cpu()  # fp64 is not on every device
     if config.temperature == 0:
         return torch.nn.functional.one_hot(logits_BV.argmax(dim=-1), logits_BV.shape[-1]).double()
     scaled = logits_BV.double() / config.temperature
@@ -38,7 +39,7 @@ def draw(probabilities_BV: Tensor, generators: list[torch.Generator]) -> Tensor:
     """One token for each row, from the row's own generator, so that a sample does not depend on how many
     others are drawn beside it. Returns (B,) int64."""
     uniform = torch.tensor([torch.rand((), generator=g, dtype=torch.float64).item() for g in generators])
-    cumulative = probabilities_BV.cpu().cumsum(dim=-1)
+    cumulative = probabilities_BV.cumsum(dim=-1)
     # Scaling by the last sum keeps rounding from pushing a draw beyond the last possible token.
     target = uniform.double()[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)

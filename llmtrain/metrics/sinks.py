@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llmtrain.utils.io import explain_full_disk, read_json_lines
+from llmtrain.utils.io import atomic_write, explain_full_disk, read_json_lines
 
 Record = dict[str, Any]
 
@@ -43,19 +43,25 @@ class JsonLines:
         metrics_path: numbers; lines beyond `last_step` are cut off, since the run goes on from there.
         events_path: the history of the run; it is never cut.
         last_step: step that the run continues from.
+        evaluation_due: whether the evaluation at that step comes again.
     """
 
-    def __init__(self, metrics_path: Path, events_path: Path, last_step: int) -> None:
-        self.path = metrics_path
-        kept = [record for record in read_json_lines(metrics_path) if record.get("step", 0) <= last_step]
-        with explain_full_disk(metrics_path):
-            temporary = metrics_path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            os.replace(temporary, metrics_path)
-            paths = {"metrics": metrics_path, "events": events_path}
-            with contextlib.ExitStack() as stack:
-                self.files = {name: stack.enter_context(open(path, "a")) for name, path in paths.items()}
-                self.stack = stack.pop_all()
+    def __init__(
+        self, metrics_path: Path, events_path: Path, last_step: int, evaluation_due: bool = False
+    ) -> None:
+        again = ("validation", last_step) if evaluation_due else None
+        kept = [
+            record
+            for record in read_json_lines(metrics_path)
+            if record["step"] <= last_step and (record["kind"], record["step"]) != again
+        ]
+        atomic_write(metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.paths = {"metrics": metrics_path, "events": events_path}
+        with contextlib.ExitStack() as stack:
+            self.files = {name: stack.enter_context(open(path, "a")) for name, path in self.paths.items()}
+            self.stack = stack.pop_all()
+        if events_path.stat().st_size and not events_path.read_bytes().endswith(b"\n"):
+            self.files["events"].write("\n")  # a kill cut the last line short
 
     def metrics(self, record: Record) -> None:
         self._append("metrics", record)
@@ -64,7 +70,7 @@ class JsonLines:
         self._append("events", {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **record})
 
     def _append(self, name: str, record: Record) -> None:
-        with explain_full_disk(self.path):
+        with explain_full_disk(self.paths[name]):
             self.files[name].write(json.dumps(finite(record)) + "\n")
             self.files[name].flush()
 
@@ -113,6 +119,14 @@ SHORT_NAMES = {
 """How columns are called where space is scarce."""
 
 
+def say(text: str) -> None:
+    """Print a line. Where nobody listens any more (`| head`) the run goes on in silence."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class ConsoleLines:
     """One `key=value` line per report: for files, pipes and batch systems."""
 
@@ -124,14 +138,14 @@ class ConsoleLines:
         ]
         if "eta_seconds" in record:
             shown.append(f"eta={format_duration(record['eta_seconds'])}")
-        print(" ".join(shown), flush=True)
+        say(" ".join(shown))
 
     def event(self, record: Record) -> None:
         if record.get("text"):
-            print(record["text"], flush=True)
+            say(record["text"])
 
     def close(self) -> None:
-        sys.stdout.flush()
+        """Nothing to close."""
 
 
 class LivePanel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -37,13 +38,17 @@ class Tracker:
         self.window += [dict(zip(names, values, strict=True)) for values in total.tolist()]
 
     def report(self) -> dict[str, float]:
-        """Mean of each statistic over the steps since the last report. Collective."""
+        """Mean of each statistic over the steps since the last report. Collective.
+
+        Values that are not finite belong to steps that were skipped, and are left out; the mean is NaN
+        where no other is there.
+        """
         self.reduce()
         steps = self.window
         self.window = []
         if not steps:
             return {}
-        return {name: sum(stats[name] for stats in steps) / len(steps) for name in steps[0]}
+        return {name: _mean([stats[name] for stats in steps]) for name in steps[0]}
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The steps that were not reported yet. Collective."""
@@ -54,3 +59,9 @@ class Tracker:
         """Go on with unreported steps."""
         self.window = list(state)
         self.pending = []
+
+
+def _mean(values: list[float]) -> float:
+    """Mean of the finite values."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

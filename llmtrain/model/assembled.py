@@ -70,10 +70,6 @@ class Assembled(nn.Module):
         sums: dict[str, Tensor] = self.head(hidden_BTD, batch.labels, batch.selected)
         return sums
 
-    def named_unique_parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter once, under its first name; a tied head counts as the embedding."""
-        return dict(self.named_parameters(remove_duplicate=True))
-
     def num_parameters(self) -> int:
         """Number of parameters, tied ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())

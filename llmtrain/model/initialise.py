@@ -15,7 +15,7 @@ def initialise(model: Assembled, seed: int) -> None:
     Matrices are drawn on the CPU, so that the device does not matter either. Rows of the embedding and
     of the head beyond the vocabulary are 0.
     """
-    for name, parameter in model.named_unique_parameters().items():
+    for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
         elif parameter.ndim == 1:
@@ -25,7 +25,7 @@ def initialise(model: Assembled, seed: int) -> None:
             values = torch.empty(parameter.shape, dtype=torch.float32)
             values.normal_(0.0, model.backbone.init_std(name), generator=generator)
             parameter.copy_(values)
-    for name, parameter in model.named_unique_parameters().items():
+    for name, parameter in model.named_parameters():
         if is_vocabulary(name):
             parameter[model.backbone.vocab_size :] = 0.0
 

@@ -85,16 +85,21 @@ def create_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def named_state(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The state tensors under `<parameter>.<state>`, as references: loading writes into them."""
-    return {
-        f"{name}.{key}": value
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
+    """The state tensors under `<parameter>.<state>`, as references: loading writes into them.
+
+    Raises:
+        TypeError: the optimizer keeps something else than tensors, which would be lost.
+    """
+    named: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"the optimizer keeps {key} as {type(value).__name__}, not as a tensor")
+            named[f"{name}.{key}"] = value
+    return named
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group this learning rate."""
+def scale_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the rate of every group to `factor` times the one that it was built with."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = factor * group.setdefault("initial_lr", group["lr"])

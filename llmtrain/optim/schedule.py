@@ -59,10 +59,10 @@ class Schedule:
     def factor(self, step: int) -> float:
         """Factor of the highest learning rate for the step with this number, counted from 0.
 
-        The first step already learns (factor 1/warmup), the last one has progress 1.
+        The first step already learns (factor 1/warmup), and the last one still does: progress 1 is
+        reached just after it.
         """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        after = self.total_steps - 1 - self.warmup_steps
-        progress = (step - self.warmup_steps) / after if after > 0 else 1.0
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         return self.shape(min(1.0, progress))

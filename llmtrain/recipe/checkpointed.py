@@ -16,6 +16,7 @@ from llmtrain.recipe.context import Context
 from llmtrain.schema.load import build
 from llmtrain.schema.roots import PretrainConfig
 from llmtrain.schema.stored import read_plain
+from llmtrain.utils.errors import ConfigError
 
 
 @dataclass
@@ -40,8 +41,29 @@ def open_checkpoint(source: str, context: Context, device: torch.device) -> Chec
     tokenizer = Tokenizer.from_json(read_file(path, "tokenizer.json"))
     model = build_model(config.model, {**MODELS, **context.builders})
     materialise(model, device)
-    saved = read_tensors(path, MODEL_PREFIX)
-    for name, tensor in model_tensors(model).items():
-        tensor.copy_(saved[name])
+    load_weights(model, path)
     model.eval()
     return Checkpointed(path, config, tokenizer, model)
+
+
+def load_weights(model: Assembled, checkpoint: Path) -> None:
+    """Copy the weights of a checkpoint into a model of the same shape.
+
+    Raises:
+        ConfigError: names or shapes differ.
+    """
+    saved, wanted = read_tensors(checkpoint, MODEL_PREFIX), model_tensors(model)
+    differing = sorted(
+        name
+        for name in saved.keys() | wanted.keys()
+        if name not in saved or name not in wanted or saved[name].shape != wanted[name].shape
+    )
+    if differing:
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise ConfigError(
+            f"the weights do not fit the model: {', '.join(differing[:5])}{more}",
+            str(checkpoint),
+            "use the model and the tokenizer of that run; its config.yaml tells them",
+        )
+    for name, tensor in wanted.items():
+        tensor.copy_(saved[name])

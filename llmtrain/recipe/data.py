@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import torch
+
 from llmtrain.data.prepare import Prepared, prepare
 from llmtrain.data.sources import SOURCES
 from llmtrain.data.tokenizer import TOKENIZERS, Tokenizer
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.terminal import preparation_progress
 from llmtrain.schema.groups import DataConfig, TokenizerConfig
+from llmtrain.utils import dist
+from llmtrain.utils.errors import Stopped
 
 
 def open_data(
     data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, seed: int, context: Context
 ) -> Prepared:
-    """The token store of a source: found in the cache, or made now."""
-    with preparation_progress() as report:
-        return prepare(
+    """The token store of a source: found in the cache, or made now. Collective.
+
+    Raises:
+        Stopped: in every process, if any was asked to stop meanwhile.
+    """
+    prepared = None
+    with preparation_progress() as report, contextlib.suppress(Stopped):
+        prepared = prepare(
             data,
             tokenizer,
             seed=seed,
@@ -23,3 +34,8 @@ def open_data(
             poll=context.stop.poll,
             report=report,
         )
+    # A stop may reach one process inside the preparation and another behind it: all end together.
+    exit_codes = dist.gather(torch.tensor(context.stop.exit_code))
+    if prepared is None or exit_codes.any():
+        raise Stopped(int(exit_codes.max()))
+    return prepared

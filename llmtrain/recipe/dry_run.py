@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from rich.console import Console
 from rich.table import Table
 
 from llmtrain.data.tokenizer import file_tokenizer
@@ -12,6 +11,7 @@ from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import MODELS, build_model
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.resolve import DEFAULT_EPOCHS, micro_batch_size, resolve_precision
+from llmtrain.recipe.terminal import make_console
 from llmtrain.schema.groups import BPETokenizer, BytesTokenizer, FileTokenizer, TokenizerConfig
 from llmtrain.schema.roots import PretrainConfig
 from llmtrain.utils import dist
@@ -41,7 +41,7 @@ def dry_run(config: PretrainConfig, context: Context) -> int:
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(highlight=False, soft_wrap=True).print(table)
+    make_console().print(table)
     return 0
 
 

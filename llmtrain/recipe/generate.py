@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 
 from llmtrain.engine.step import autocast
@@ -20,6 +22,9 @@ def generate(config: GenerateConfig, context: Context) -> int:
     loaded = open_checkpoint(config.init_from, context, device)
     precision = resolve_precision(config.precision, device)
     prompt = loaded.tokenizer.encode(config.prompt).tolist() if config.prompt else []
+    unknown = sum(token == loaded.tokenizer.unknown_id for token in prompt)
+    if unknown:
+        print(f"warning: {unknown} tokens of the prompt are unknown to the tokenizer", file=sys.stderr)
     samples = generate_tokens(
         loaded.model,
         prompt,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
 from llmtrain.data.prepare import PrepareReport
@@ -10,13 +9,14 @@ from llmtrain.data.rows import StreamRows
 from llmtrain.data.show import render_rows
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data
+from llmtrain.recipe.terminal import make_console
 from llmtrain.schema.roots import PrepareConfig
 
 
 def prepare_data(config: PrepareConfig, context: Context) -> int:
     """Prepare, print the report, and `show` packed rows if asked to."""
     prepared = open_data(config.data, config.tokenizer, config.run.seed, context)
-    console = Console(highlight=False)
+    console = make_console()
     console.print(report_table(prepared.report))
     for warning in prepared.report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)

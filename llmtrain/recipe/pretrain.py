@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from llmtrain.checkpoint.read import read_tensors, resolve
-from llmtrain.checkpoint.state import MODEL_PREFIX, model_tensors, training_tensors
+from llmtrain.checkpoint.read import read_state, resolve
+from llmtrain.checkpoint.state import training_tensors
 from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.data.batch import Batch
 from llmtrain.data.loader import Loader, evaluation_batches, filler_row
@@ -29,6 +28,7 @@ from llmtrain.objective.build import OBJECTIVES, build_objective
 from llmtrain.optim.optimizer import OPTIMIZERS, build_optimizer
 from llmtrain.optim.schedule import SCHEDULES, Schedule
 from llmtrain.parallel.data import Replicated
+from llmtrain.recipe.checkpointed import load_weights
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data
 from llmtrain.recipe.resolve import (
@@ -68,6 +68,15 @@ def set_up(config: PretrainConfig, context: Context) -> tuple[Engine, Assembled]
     device = pick_device(config.launch.device.value)
     micro = micro_batch_size(config.train, dist.world_size())
     prepared = open_data(config.data, config.tokenizer, config.run.seed, context)
+    notes: list[dict[str, Any]] = []
+    store = CheckpointStore(
+        context.directory.checkpoints,
+        keep=config.checkpoint.keep,
+        report=lambda event, details: notes.append({"event": event, **details}),
+    )
+    found = store.find()
+    if found is not None:
+        check_same_data(found, prepared)
     rows = stream_rows(config, prepared.train, shuffle=True)
     steps = total_steps(config.train, rows.rows_per_epoch)
     model = decide(config, context, prepared, device, steps)
@@ -75,14 +84,12 @@ def set_up(config: PretrainConfig, context: Context) -> tuple[Engine, Assembled]
     materialise(model, device)
     optimizer = build_optimizer(config.optim, model, {**OPTIMIZERS, **context.builders})
 
-    notes: list[dict[str, Any]] = []
-    store = CheckpointStore(
-        context.directory.checkpoints,
-        keep=config.checkpoint.keep,
-        report=lambda event, details: notes.append({"event": event, **details}),
-    )
-    state = restore(store, config, model, optimizer)
-    sinks = open_sinks(context.directory, config, state["train"]["step"] if state else 0)
+    state = None
+    if found is not None:
+        state = store.load(found, training_tensors(model, optimizer))
+    else:
+        first_weights(model, config)
+    sinks = open_sinks(context.directory, config, state)
     announce(sinks, notes, config, prepared, model, steps, state)
     if config.compile is Compile.always:
         for block in model.backbone.blocks:
@@ -98,7 +105,10 @@ def set_up(config: PretrainConfig, context: Context) -> tuple[Engine, Assembled]
     )
     if dist.world_size() > 1:
         step.settle(objective.collate([filler_row(config.train.sequence_length)] * micro))
-    return assemble(config, context, prepared, rows, model, step, store, sinks, steps, state), model
+    flops = model.flops_per_token(config.train.sequence_length)
+    throughput = Throughput(flops, lambda: all_peak_flops(device, step.precision))
+    hooks = make_hooks(config, prepared, model, step, store)
+    return assemble(config, context, rows, step, throughput, steps, state, sinks, hooks), model
 
 
 def stream_rows(config: PretrainConfig, view: View, *, shuffle: bool) -> StreamRows:
@@ -125,95 +135,78 @@ def decide(
     return model
 
 
-def restore(
-    store: CheckpointStore, config: PretrainConfig, model: Assembled, optimizer: torch.optim.Optimizer
-) -> dict[str, Any] | None:
-    """Fill weights and optimizer state: from the run's newest checkpoint, from `init_from`, or anew.
-
-    Returns:
-        the saved counters where the run goes on, else None.
-    """
-    found = store.find()
-    if found is not None:
-        return store.load(found, training_tensors(model, optimizer))
-    initialise(model, config.run.seed)
-    if config.init_from is not None:
-        load_weights(model, config.init_from)
-    return None
-
-
-def load_weights(model: Assembled, source: str) -> None:
-    """Copy the weights of another run's checkpoint into a model of the same shape.
+def check_same_data(checkpoint: Path, prepared: Prepared) -> None:
+    """Compare the data with those that a checkpoint was trained on.
 
     Raises:
-        ConfigError: names or shapes differ.
+        ConfigError: a token, a border between documents or the tokenizer is another.
     """
-    checkpoint = resolve(Path(source))
-    saved, wanted = read_tensors(checkpoint, MODEL_PREFIX), model_tensors(model)
-    differing = [name for name in saved.keys() | wanted.keys() if not _same_shape(name, saved, wanted)]
-    if differing:
+    then, now = read_state(checkpoint)["data"], prepared.identity()
+    changed = [name for name in now if then[name] != now[name]]
+    if changed:
         raise ConfigError(
-            f"the weights do not fit the model: {', '.join(sorted(differing)[:5])}"
-            + (f" and {len(differing) - 5} more" if len(differing) > 5 else ""),
-            f"init_from={source}",
-            "use the model and the tokenizer of that run; its config.yaml tells them",
+            f"the data have changed since this run was started: {', '.join(changed)}",
+            str(checkpoint),
+            "bring the old files back, or start a new run with run.name=...",
         )
-    for name, tensor in wanted.items():
-        tensor.copy_(saved[name])
 
 
-def _same_shape(name: str, saved: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
-    return name in saved and name in wanted and saved[name].shape == wanted[name].shape
+def first_weights(model: Assembled, config: PretrainConfig) -> None:
+    """Weights to start from: drawn anew, or those of `init_from`."""
+    initialise(model, config.run.seed)
+    if config.init_from is not None:
+        load_weights(model, resolve(Path(config.init_from)))
 
 
-def assemble(
-    config: PretrainConfig,
-    context: Context,
-    prepared: Prepared,
-    rows: StreamRows,
-    model: Assembled,
-    step: PlainStep,
-    store: CheckpointStore,
-    sinks: list[Sink],
-    steps: int,
-    state: dict[str, Any] | None,
-) -> Engine:
-    """Put the engine together, and set it to where the saved state left off."""
-    train, device = config.train, step.device
-    micro = micro_batch_size(train, dist.world_size())
-    validation = prepared.validation
-    evaluation = None
-    if validation is not None:
-        validation_rows = stream_rows(config, validation, shuffle=False)
+def make_hooks(
+    config: PretrainConfig, prepared: Prepared, model: Assembled, step: PlainStep, store: CheckpointStore
+) -> list[Hook]:
+    """Reports, evaluation and checkpoints, in the order in which they follow a step."""
+    hooks: list[Hook] = [LogHook(config.log.every)]
+    if prepared.validation is not None:
+        rows = stream_rows(config, prepared.validation, shuffle=False)
+        size = config.eval.batch_size or micro_batch_size(config.train, dist.world_size())
 
         def batches() -> Iterator[Batch]:
-            size = config.eval.batch_size or micro
             collate, tokens = step.objective.collate, config.eval.max_tokens
-            return evaluation_batches(validation_rows, collate, size, dist.rank(), dist.world_size(), tokens)
+            return evaluation_batches(rows, collate, size, dist.rank(), dist.world_size(), tokens)
 
-        evaluation = EvaluateHook(config.eval.every, model, step.objective, batches)
+        hooks.append(EvaluateHook(config.eval.every, model, step.objective, batches))
     saving = CheckpointHook(
         config.checkpoint.every,
         config.checkpoint.best,
         store,
         lambda: training_tensors(model, step.optimizer),
         {"config.yaml": config_text("pretrain", config), "tokenizer.json": prepared.tokenizer.to_json()},
-        evaluation,
-        {"dp_replicate": dist.world_size()},
+        {"layout": {"dp_replicate": dist.world_size()}, "data": prepared.identity()},
     )
-    hooks: list[Hook] = [LogHook(config.log.every), *([evaluation] if evaluation else []), saving]
-    flops = model.flops_per_token(train.sequence_length)
+    return [*hooks, saving]
+
+
+def assemble(
+    config: PretrainConfig,
+    context: Context,
+    rows: StreamRows,
+    step: PlainStep,
+    throughput: Throughput,
+    steps: int,
+    state: dict[str, Any] | None,
+    sinks: list[Sink],
+    hooks: list[Hook],
+) -> Engine:
+    """Put the engine together, and set it to where the saved state left off."""
+    train = config.train
     engine = Engine(
         step=step,
         loader=Loader(
             rows,
             step.objective.collate,
             batch_size=train.batch_size,
-            micro_batch_size=micro,
+            micro_batch_size=micro_batch_size(train, dist.world_size()),
             rank=dist.rank(),
             world=dist.world_size(),
             start_row=state["train"]["row"] if state else 0,
-            pin=device.type == "cuda",
+            pin=step.device.type == "cuda",
         ),
         schedule=Schedule(config.schedule, steps, {**SCHEDULES, **context.builders}),
         base_rate=config.optim.lr,
@@ -222,7 +215,7 @@ def assemble(
         max_bad_steps=train.max_bad_steps,
         minutes=train.minutes,
         stop=context.stop,
-        throughput=Throughput(flops, lambda: all_peak_flops(device, config.precision.value)),
+        throughput=throughput,
         sinks=sinks,
         hooks=hooks,
     )
@@ -246,7 +239,6 @@ def finish(
     peak_memory = max(dist.gather(torch.tensor([peak_memory_bytes(engine.step.device)])).flatten().tolist())
     if dist.rank() != 0:
         return
-    validation = next((hook.latest for hook in engine.hooks if isinstance(hook, EvaluateHook)), {})
     summary = {
         "finished": state.step >= engine.total_steps and not state.evaluation_due,
         "exit_code": exit_code,
@@ -255,7 +247,7 @@ def finish(
         "tokens": state.tokens,
         "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
-        "validation_loss": validation.get("validation_loss"),
+        "validation_loss": state.validation_loss,
         "best_validation_loss": state.best_loss,
         "best_step": state.best_step,
         "bad_steps": state.bad_steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,14 @@ def is_terminal() -> bool:
     """Whether somebody watches: standard output is a terminal that can move its cursor."""
     return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "dumb")
 
+
+def make_console() -> Console:
+    """A console that does not break lines where nobody sees them as lines of a terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+WIDE = 400
+"""Columns of an output that is no terminal."""
 
 QUIET_SECONDS = 5.0
 """Without a terminal the preparation speaks no more often than this."""
@@ -68,13 +77,15 @@ def preparation_progress() -> Iterator[Callable[[Progress], None] | None]:
         yield tell
 
 
-def open_sinks(run: RunDirectory, config: PretrainConfig, step: int) -> list[Sink]:
-    """Files and the terminal, on rank 0; nothing elsewhere."""
+def open_sinks(run: RunDirectory, config: PretrainConfig, state: dict[str, Any] | None) -> list[Sink]:
+    """Files, cut back to where the saved state left off, and the terminal; on rank 0 only."""
     if dist.rank() != 0:
         return []
+    step = state["train"]["step"] if state else 0
+    files = JsonLines(run.metrics, run.events, step, bool(state and state["train"]["evaluation_due"]))
     live = config.log.panel is Panel.live or (config.log.panel is Panel.auto and is_terminal())
     console: Sink = LivePanel(run.path.name) if live else ConsoleLines()
-    return [JsonLines(run.metrics, run.events, step), console]
+    return [files, console]
 
 
 def announce(
@@ -114,7 +125,7 @@ def announce(
 
 def print_summary(run: RunDirectory, summary: dict[str, Any]) -> None:
     """A table of what was reached, and the commands that one may want to type next."""
-    console = Console()
+    console = make_console()
     table = Table(box=None, show_header=False, title_justify="left", title_style="bold")
     table.title = f"{run.path}: " + ("finished" if summary["finished"] else "stopped, to be continued")
 
@@ -131,12 +142,12 @@ def print_summary(run: RunDirectory, summary: dict[str, Any]) -> None:
     console.print()
     console.print(table)
     path = os.path.relpath(run.path)
-    path = path if not path.startswith("..") else str(run.path)
+    path = shlex.quote(path if not path.startswith("..") else str(run.path))
     if summary["finished"]:
         next_commands = [
             f'llmtrain generate init_from={path} prompt="..."',
             f"llmtrain evaluate init_from={path}",
-            f"the same command with a larger train.steps (now {summary['total_steps']}) trains on",
+            f"the same command with a greater length (now {summary['total_steps']:,} steps) trains on",
         ]
     else:
         next_commands = ["the same command goes on where this one stopped"]

@@ -199,14 +199,17 @@ def _construct(
             values[name] = _construct(inner, value, registry, key, where, problems)
         else:
             values[name] = convert(value, hint)
-    try:
-        return schema(**values)
-    except ValueError as error:
-        name, _, message = str(error).partition(": ")
-        key = f"{prefix}.{name}" if prefix else name
-        given = f" ({key}={values[name]})" if name in values else ""
-        problems.append(Problem(f"{key} {message}{given}", where, f"change {key}"))
-        return None
+    while True:
+        try:
+            return schema(**values)
+        except ValueError as error:
+            name, _, message = str(error).partition(": ")
+            key = f"{prefix}.{name}" if prefix else name
+            given = f" ({key}={values[name]})" if name in values else ""
+            problems.append(Problem(f"{key} {message}{given}", where, f"change {key}"))
+            if name not in values:
+                return None
+            del values[name]  # with its default in place the next problem of this section shows
 
 
 def dump(value: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import platform
+import re
 import resource
 import sys
 import time
@@ -13,7 +14,7 @@ import torch
 
 from llmtrain.utils import dist
 from llmtrain.utils.errors import UserError
-from llmtrain.utils.io import read_json, write_json
+from llmtrain.utils.io import cache_directory, read_json, write_json
 
 GPU_PEAK_FLOPS: dict[str, dict[str, float]] = {
     "H200": {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12},
@@ -56,6 +57,13 @@ def pick_device(kind: str) -> torch.device:
             "use launch.num_processes=1, or launch.device=cpu",
         )
     if kind == "cuda":
+        wanted, there = dist.local_world_size(), torch.cuda.device_count()
+        if wanted > there:
+            raise UserError(
+                f"{wanted} processes want a GPU each, and there are {there}",
+                "launch.num_processes",
+                f"use launch.num_processes={there}, or launch.device=cpu",
+            )
         torch.cuda.set_device(dist.local_rank())
         return torch.device("cuda", dist.local_rank())
     return torch.device(kind)
@@ -89,11 +97,6 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def cache_directory() -> Path:
-    """Where things are kept that can be made anew: `LLMTRAIN_CACHE`, or `~/.cache/llmtrain`."""
-    return Path(os.environ.get("LLMTRAIN_CACHE") or Path.home() / ".cache" / "llmtrain")
-
-
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Floating-point operations per second that this process's device can do in matrix products.
 
@@ -105,7 +108,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        return next((peaks.get(precision) for key, peaks in GPU_PEAK_FLOPS.items() if key in name), None)
+        fitting = (peaks for key, peaks in GPU_PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name))
+        return next(fitting, {}).get(precision)
     if device.type != "cpu":
         return None
     path = cache_directory() / "peak_flops.json"
@@ -116,8 +120,9 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
         known = {}
     if key not in known:
         known[key] = measure_matrix_product(precision)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, known)
+        with contextlib.suppress(OSError, UserError):  # a cache that cannot be written is no reason to stop
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, known)
     return known[key]
 
 

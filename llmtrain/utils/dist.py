@@ -63,11 +63,6 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def barrier() -> None:
-    """Wait until every process is here."""
-    sum_over_ranks([0.0])
-
-
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
     """Element-wise sum over all processes, in fp64."""
     if not dist.is_initialized():

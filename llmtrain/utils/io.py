@@ -16,6 +16,11 @@ from typing import Any
 from llmtrain.utils.errors import DiskFullError
 
 
+def cache_directory() -> Path:
+    """Where things are kept that can be made anew: `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
+    return Path(os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain").expanduser().absolute()
+
+
 def fsync_directory(path: Path) -> None:
     """Make a creation or a rename inside `path` survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

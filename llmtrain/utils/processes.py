@@ -6,6 +6,8 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -21,7 +23,7 @@ def die_with_parent(expected_parent: int | None) -> None:
     """Have the kernel kill this process when its parent ends; to be called first thing.
 
     Torch's elastic agent starts workers in sessions of their own, so that nothing else would end them
-    after a `kill -9` of the agent. Only Linux can do this; elsewhere loops poll `parent_alive`.
+    after a `kill -9` of the agent. Only Linux can do this; elsewhere a thread looks every second.
 
     Args:
         expected_parent: process id of the parent. It may be dead already, in which case the kernel
@@ -33,8 +35,17 @@ def die_with_parent(expected_parent: int | None) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    else:
+        threading.Thread(target=_watch_parent, args=(expected_parent,), daemon=True).start()
     if not parent_alive(expected_parent):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _watch_parent(expected_parent: int) -> None:
+    """Kill this process when its parent has ended."""
+    while parent_alive(expected_parent):
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def redirect_output(path: Path) -> None:

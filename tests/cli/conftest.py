@@ -33,7 +33,7 @@ Cli = Callable[..., Result]
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Call the command in an empty directory; `exec` is recorded, not done."""
     monkeypatch.chdir(tmp_path)
-    for name in ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "LLMTRAIN_DRY_RUN"):
+    for name in ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
 
     def execv(path: str, words: list[str]) -> None:

@@ -81,6 +81,20 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named():
     assert not torch.equal(before["backbone.embedding.weight"], model.backbone.embedding.weight)
 
 
+def test_optimizers_without_a_flag_for_bad_steps_skip_them_too():
+    step = make_step()
+    step.optimizer = torch.optim.SGD(step.model.module.parameters(), lr=0.1, momentum=0.9)
+    model = step.model.module
+    model.backbone.embedding.weight.data[3, 0] = float("inf")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert not step([random_batch()], {"tokens": 32.0}, 0).finite.all()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    step.clear_gradients()
+    model.backbone.embedding.weight.data[3, 0] = 0.0
+    assert step([random_batch()], {"tokens": 32.0}, 1).finite.all()
+    assert not torch.equal(before["backbone.norm.weight"], model.backbone.norm.weight)
+
+
 def test_dropout_is_a_function_of_seed_step_and_microbatch():
     def losses(number: int, step: PlainStep) -> float:
         return step([random_batch(), random_batch()], {"tokens": 64.0}, number).stats["loss"].item()

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from llmtrain.launch import End, StopRequests, Supervisor, count_processes, num_cores, worker_environment
+from llmtrain.command.environment import count_processes
+from llmtrain.launch import End, StopRequests, Supervisor, num_cores, worker_environment
 from llmtrain.utils.processes import parent_alive, signal_name
 from llmtrain.utils.run_directory import RunDirectory
 
@@ -107,8 +108,8 @@ def test_the_others_get_a_moment_and_no_signal(tmp_path: Path) -> None:
 
 
 def test_how_many_processes_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert count_processes({"num_processes": 3}) == 3
-    assert count_processes({"num_processes": None, "device": "cpu"}) == 1
+    assert count_processes(3, "auto") == 3
+    assert count_processes(None, "cpu") == 1
     run = RunDirectory("/some/run")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert worker_environment(run, 1, {})["OMP_NUM_THREADS"] == str(num_cores())

@@ -1,5 +1,7 @@
 """Statistics of steps: means over the reported steps, and their state."""
 
+import math
+
 import torch
 
 from llmtrain.metrics.tracker import Tracker
@@ -27,3 +29,11 @@ def test_a_restart_between_two_reports_changes_no_bit():
     second.load_state_dict(first.state_dict())
     record(second, *values[3:])
     assert second.report() == whole.report()
+
+
+def test_steps_that_were_skipped_are_left_out_of_the_mean():
+    tracker = Tracker()
+    record(tracker, 1.0, float("nan"), 3.0, float("inf"))
+    assert tracker.report() == {"loss": 2.0, "norm": 4.0}
+    record(tracker, float("nan"))
+    assert math.isnan(tracker.report()["loss"])

@@ -80,3 +80,14 @@ def test_frozen_weight_gets_no_gradient():
         kernel.linear_cross_entropy_reference(hidden, weight.detach(), labels, vocab), (hidden,)
     )[0]
     torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_evaluation_makes_no_gradients(monkeypatch, context):
+    """Whether inputs could have gradients is not the question where none are recorded."""
+    hidden, weight, labels, vocab = example()
+    expected = kernel.linear_cross_entropy(hidden, weight, labels, vocab)
+    with context():
+        monkeypatch.setattr(torch, "zeros_like", lambda *args, **kwargs: pytest.fail("made a gradient"))
+        loss = kernel.linear_cross_entropy(hidden, weight, labels, vocab)
+    assert loss == expected

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llmtrain.optim.clip import clip_gradients
-from llmtrain.optim.optimizer import build_optimizer, named_state, set_learning_rate
+from llmtrain.optim.optimizer import build_optimizer, named_state, scale_learning_rate
 from llmtrain.schema.groups import AdamWConfig
 from tests.helpers.models import make_model, random_batch, small_config
 
@@ -38,8 +38,8 @@ def test_building_changes_no_weight_and_leaves_empty_state():
     optimizer = build_optimizer(AdamWConfig(lr=0.1), model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
-    state = named_state(optimizer, model.named_unique_parameters())
-    assert len(state) == 3 * len(model.named_unique_parameters())
+    state = named_state(optimizer, dict(model.named_parameters()))
+    assert len(state) == 3 * len(dict(model.named_parameters()))
     assert all(value.abs().sum() == 0 for value in state.values())
     assert {group["lr"] for group in optimizer.param_groups} == {0.1}
 
@@ -68,16 +68,26 @@ def test_found_inf_skips_the_update_on_the_device():
     optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert all(v.abs().sum() == 0 for v in named_state(optimizer, model.named_unique_parameters()).values())
+    assert all(v.abs().sum() == 0 for v in named_state(optimizer, dict(model.named_parameters())).values())
     optimizer.found_inf = torch.tensor(0.0)
     optimizer.step()
     assert not torch.equal(before["backbone.embedding.weight"], model.backbone.embedding.weight)
 
 
-def test_set_learning_rate_reaches_every_group():
-    optimizer = build_optimizer(AdamWConfig(), make_model(small_config()))
-    set_learning_rate(optimizer, 0.25)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+def test_scaling_the_learning_rate_keeps_the_ratio_of_groups():
+    optimizer = build_optimizer(AdamWConfig(lr=1.0), make_model(small_config()))
+    optimizer.param_groups[1]["lr"] = 4.0
+    for factor in (0.5, 0.25):
+        scale_learning_rate(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == [factor, 4 * factor]
+
+
+def test_state_that_is_no_tensor_is_refused():
+    model = make_model(small_config())
+    optimizer = build_optimizer(AdamWConfig(), model)
+    optimizer.state[next(model.parameters())]["count"] = 3
+    with pytest.raises(TypeError, match="count as int"):
+        named_state(optimizer, dict(model.named_parameters()))
 
 
 @pytest.mark.parametrize("limit", [0.5, 100.0, 0.0])

@@ -20,7 +20,7 @@ def test_warmup_rises_linearly_and_the_first_step_learns():
 
 
 def test_cosine_goes_from_one_to_the_final_ratio():
-    schedule = Schedule(CosineSchedule(warmup=5, final_ratio=0.1), 106)
+    schedule = Schedule(CosineSchedule(warmup=5, final_ratio=0.1), 105)
     assert schedule.factor(5) == 1.0
     assert schedule.factor(55) == pytest.approx(0.55)
     assert schedule.factor(105) == pytest.approx(0.1)
@@ -28,8 +28,8 @@ def test_cosine_goes_from_one_to_the_final_ratio():
 
 
 def test_linear_is_a_line_and_stays_at_its_end():
-    schedule = Schedule(LinearSchedule(warmup=0, final_ratio=0.0), 11)
-    assert [schedule.factor(step) for step in (0, 5, 10, 50)] == pytest.approx([1.0, 0.5, 0.0, 0.0])
+    schedule = Schedule(LinearSchedule(warmup=0, final_ratio=0.0), 10)
+    assert [schedule.factor(step) for step in (0, 5, 9, 10, 50)] == pytest.approx([1.0, 0.5, 0.1, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("kind", [ConstantSchedule, LinearSchedule, CosineSchedule])

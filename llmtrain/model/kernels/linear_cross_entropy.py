@@ -46,6 +46,8 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor,
     """
     if os.environ.get("LLMTRAIN_KERNELS") == "0":
         return linear_cross_entropy_reference(hidden_ND, weight_VD, labels_N, vocab)
+    if not torch.is_grad_enabled():  # the function below sees only whether the inputs could have gradients
+        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     device = hidden_ND.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype

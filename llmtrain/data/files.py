@@ -291,8 +291,9 @@ def _parse(line: bytes, where: str) -> object:
         raise _bad_encoding(error, where) from None
     except json.JSONDecodeError as error:
         near = error.doc[max(0, error.pos - 20) : error.pos + 40]
+        what = error.msg.removesuffix(" starting at")
         raise DataError(
-            f"broken JSON: {error.msg} at column {error.colno}, near {shorten(near)}", where, REPAIR
+            f"broken JSON: {what} at column {error.colno}, near {shorten(near)}", where, REPAIR
         ) from None
     except RecursionError:
         raise DataError("broken JSON: nested too deeply", where, REPAIR) from None

@@ -126,8 +126,7 @@ def announce(
 def print_summary(run: RunDirectory, summary: dict[str, Any]) -> None:
     """A table of what was reached, and the commands that one may want to type next."""
     console = make_console()
-    table = Table(box=None, show_header=False, title_justify="left", title_style="bold")
-    table.title = f"{run.path}: " + ("finished" if summary["finished"] else "stopped, to be continued")
+    table = Table(box=None, show_header=False)
 
     def add(name: str, value: str) -> None:
         table.add_row(name, value, style=None)
@@ -139,7 +138,8 @@ def print_summary(run: RunDirectory, summary: dict[str, Any]) -> None:
     add("tokens", f"{summary['tokens']:,} in {format_duration(summary['seconds'])}")
     add("speed", f"{summary['tokens_per_second']:,.0f} tokens/s")
     add("peak memory", f"{summary['peak_memory_bytes'] / 1e9:.2f} GB per process")
-    console.print()
+    state = "finished" if summary["finished"] else "stopped, to be continued"
+    console.print(f"\n{run.path}: {state}", style="bold", markup=False, soft_wrap=True)
     console.print(table)
     path = os.path.relpath(run.path)
     path = shlex.quote(path if not path.startswith("..") else str(run.path))

@@ -88,29 +88,14 @@ class PretrainConfig:
 
 
 @dataclass
-class PrepareConfig:
-    """`llmtrain prepare`: read, clean and tokenise data into the store that training reads."""
+class PrepareConfig(PretrainConfig):
+    """`llmtrain prepare`: read, clean and tokenise data into the store that training reads.
 
-    run: RunConfig = field(default_factory=RunConfig)
-    """Only the seed and the plugins are used: `show` prints the rows that a run with this seed sees."""
-
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """Whose rows `show` prints."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    """Where the text comes from."""
-
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """How text becomes tokens."""
-
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Only `sequence_length` is used, for `show`."""
+    It takes whatever `pretrain` takes, so that any training command can be prepared ahead.
+    """
 
     show: int = 0
     """Print so many packed rows, decoded, with document borders and labels."""
-
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Free place for your own keys."""
 
 
 @dataclass

@@ -101,7 +101,7 @@ def test_every_value_of_a_sweep_is_checked(cli: Cli) -> None:
         (["--completion", "fish"], "bash or zsh"),
         (["generate", "model=gpt/tiny"], "unknown key 'model'"),
         (["generate"], "init_from="),
-        (["prepare", "experiment=debug"], "unknown key 'experiment'"),
+        (["generate", "experiment=debug"], "unknown key 'experiment'"),
     ],
 )
 def test_wrong_words(cli: Cli, words: list[str], message: str) -> None:

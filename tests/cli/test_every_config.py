@@ -23,7 +23,6 @@ EXTRA = {
     "data=text": ["data.paths=[a.txt]"],
     "data=huggingface": ["data.name=who/what"],
     "tokenizer=file": ["tokenizer.path=tokenizer.json"],
-    "model=gpt/debug": ["train.sequence_length=128"],
     "experiment=shakespeare_characters": ["data.paths=[a.txt]"],
 }
 """What a choice needs besides."""
@@ -41,8 +40,7 @@ def targets() -> list[tuple[str, str]]:
 
 
 def words_of(verb: str, choice: str) -> list[str]:
-    extra = [word for word in EXTRA.get(choice, []) if verb == "pretrain" or not word.startswith("train.")]
-    return [verb, *([choice] if choice else []), *extra, *NEEDED.get(verb, [])]
+    return [verb, *([choice] if choice else []), *EXTRA.get(choice, []), *NEEDED.get(verb, [])]
 
 
 @pytest.mark.parametrize(("verb", "choice"), targets())

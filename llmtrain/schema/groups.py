@@ -290,7 +290,7 @@ class BPETokenizer(TokenizerConfig):
     kind: str = "bpe"
     """Kind of tokenizer."""
 
-    vocab_size: int = 8192
+    vocab_size: int = 4096
     """Tokens, with the 256 bytes and the end-of-text mark."""
 
     min_frequency: int = 2

@@ -23,6 +23,7 @@ from llmtrain.metrics.sinks import Sink
 from llmtrain.metrics.throughput import Throughput
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import MODELS, build_model, materialise
+from llmtrain.model.compile import compile_blocks
 from llmtrain.model.initialise import initialise
 from llmtrain.objective.build import OBJECTIVES, build_objective
 from llmtrain.optim.optimizer import OPTIMIZERS, build_optimizer
@@ -92,8 +93,7 @@ def set_up(config: PretrainConfig, context: Context) -> tuple[Engine, Assembled]
     sinks = open_sinks(context.directory, config, state)
     announce(sinks, notes, config, prepared, model, steps, state)
     if config.compile is Compile.always:
-        for block in model.backbone.blocks:
-            block.compile()
+        compile_blocks(model)
     step = PlainStep(
         Replicated(model, device),
         optimizer,

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from llmtrain.model.compile import compile_blocks
 from tests.helpers.models import make_model, random_batch, small_config
 
 needs_compiler = pytest.mark.skipif(
@@ -34,8 +35,7 @@ def test_compiled_equals_eager_and_nothing_is_compiled_twice():
     counters.clear()
     compiled = make_model(small_config())
     keys = list(compiled.state_dict())
-    for block in compiled.backbone.blocks:
-        block.compile()
+    compile_blocks(compiled)
     expected = train(make_model(small_config()))
     first = train(compiled, steps=2)
     graphs = counters["stats"]["unique_graphs"]

@@ -226,6 +226,11 @@ def check_files(sources: Sources, layout: Layout) -> list[Problem]:
     problems: list[Problem] = []
     fields = field_types(sources.schema)
     for file, package in layout.files:
+        if package == EXPERIMENT:
+            fix = "make `# @package _global_` its first line"
+            what = "the keys of this experiment would land below 'experiment'"
+            problems.append(Problem(what, shown_path(file.path), fix))
+            continue
         own = file.get("kind")
         kinds = layout.kinds
         if package in sources.registry.groups:

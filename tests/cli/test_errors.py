@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,3 +118,14 @@ def test_the_three_lines(cli: Cli) -> None:
         "  where: command line: train.stesp=3\n"
         "  do: did you mean 'train.steps'?\n"
     )
+
+
+def test_an_experiment_without_its_package_line_is_told_to_have_one(
+    cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "short.yaml").write_text("train:\n  steps: 3\n")
+    result = cli("pretrain", "--config-dir", "mine", "experiment=short")
+    assert result.code == 2
+    assert "# @package _global_" in result.err
+    assert result.err.count("error:") == 1

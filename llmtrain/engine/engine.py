@@ -123,6 +123,8 @@ class Engine:
             hook.finish(self)
         if stopped is None and state.evaluation_due:  # asked to stop during the last evaluation
             stopped = self._agree([{}])[1]
+        done = state.step >= self.total_steps and not state.evaluation_due
+        self.event("finished" if done else "stopped", "", step=state.step, exit_code=stopped or ExitCode.OK)
         return stopped or ExitCode.OK
 
     def stop_requested(self) -> bool:
@@ -193,8 +195,8 @@ class Engine:
             sink.metrics(record)
 
     def event(self, event: str, text: str, **details: Any) -> None:
-        """Note something that happened."""
-        logger.info("%s", text)
+        """Note something that happened; `text` tells it to people and may be empty."""
+        logger.info("%s: %s", event, text)
         for sink in self.sinks:
             sink.event({"event": event, "text": text, **details})
 

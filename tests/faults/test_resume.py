@@ -118,6 +118,8 @@ def test_signals_save_and_the_run_goes_on(number, exit_code, tmp_path, sentences
     assert summary["finished"] is False
     assert 6 <= summary["steps"] < 30
     assert last_checkpoint(run).name == f"step-{summary['steps']:08}"
+    last_event = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+    assert (last_event["event"], last_event["exit_code"]) == ("stopped", exit_code)
     succeed(*arguments(sentences, run, 30), cwd=tmp_path)
     assert_same_run(run, undisturbed)
 

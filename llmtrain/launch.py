@@ -33,6 +33,7 @@ import yaml
 
 from llmtrain.command.environment import count_processes
 from llmtrain.utils.errors import ConfigError, ExitCode, Problem, UserError
+from llmtrain.utils.machine import num_cores
 from llmtrain.utils.outcome import Outcome
 from llmtrain.utils.processes import signal_name
 from llmtrain.utils.run_directory import RunDirectory
@@ -193,11 +194,6 @@ def _parse_problem(message: str) -> tuple[Problem, list[str]]:
     if not any(parts.values()) and lines:
         parts["error"] = lines.pop(0)
     return Problem(parts["error"], parts["where"], parts["do"]), lines
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_launch_config(run: RunDirectory) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from llmtrain.recipe.context import Context
+from llmtrain.recipe.context import BUILDERS, Context
 from llmtrain.recipe.dry_run import dry_run
 from llmtrain.recipe.evaluate import evaluate_checkpoint
 from llmtrain.recipe.generate import generate
@@ -115,7 +115,7 @@ def run_recipe(run: RunDirectory | None, verb: str, data: dict[str, Any], stop: 
     launch = getattr(config, "launch", None)
     if launch is not None and launch.threads is not None:
         torch.set_num_threads(launch.threads)
-    context = Context(run, registry, load_builders(folders), stop)
+    context = Context(run, registry, {**BUILDERS, **load_builders(folders)}, stop)
     if verb == "pretrain" and run is None:
         return dry_run(config, context)
     exit_code = RECIPES[verb](config, context)

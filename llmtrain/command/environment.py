@@ -10,6 +10,7 @@ from typing import Any
 
 from llmtrain import __version__
 from llmtrain.compose.resolve import is_secret
+from llmtrain.utils.machine import processor_name
 
 PACKAGES = ("torch", "numpy", "datasets", "tokenizers", "safetensors", "hydra-core", "omegaconf")
 VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "LD_PRELOAD")
@@ -23,7 +24,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
-        "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
+        "cpu": {"model": processor_name(), "count": os.cpu_count()},
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "git_commit": _git_commit(),
         "variables": {
@@ -39,17 +40,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _git_commit() -> str | None:

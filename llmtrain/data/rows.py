@@ -72,7 +72,6 @@ class StreamRows:
         view: the tokens.
         sequence_length: T.
         seed: of all orders.
-        isolate_documents: whether prediction stays inside documents; only carried, see `Row.has_label`.
         shuffle: False keeps the order of the view and phase 0, for validation.
     """
 
@@ -82,14 +81,12 @@ class StreamRows:
         *,
         sequence_length: int,
         seed: int,
-        isolate_documents: bool,
         shuffle: bool = True,
     ) -> None:
         assert view.num_tokens > 0, "a view without tokens"
         self.view = view
         self.sequence_length = sequence_length
         self.seed = seed
-        self.isolate_documents = isolate_documents
         self.shuffle = shuffle
         self.rows_per_epoch = -(-view.num_tokens // sequence_length)
         self._plans: dict[int, Plan] = {}

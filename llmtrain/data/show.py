@@ -11,7 +11,7 @@ WIDTH = 240
 """Characters of a long document's text that are shown, half from each end."""
 
 
-def render_rows(prepared: Prepared, rows: StreamRows, n: int) -> str:
+def render_rows(prepared: Prepared, rows: StreamRows, n: int, isolate_documents: bool) -> str:
     """The first `n` rows of the stream, decoded.
 
     For each row: how many of its tokens are real and carry a label, then a line for each document in it
@@ -20,11 +20,11 @@ def render_rows(prepared: Prepared, rows: StreamRows, n: int) -> str:
     """
     head = (
         f"{rows.rows_per_epoch} rows of {rows.sequence_length} tokens an epoch, "
-        f"documents {'isolated' if rows.isolate_documents else 'joined'}"
+        f"documents {'isolated' if isolate_documents else 'joined'}"
     )
     shown = [rows.read(i) for i in range(n)]
     real = sum(row.length for row in shown)
-    lines = [head, *(_render(prepared, rows, row, i) for i, row in enumerate(shown))]
+    lines = [head, *(_render(prepared, rows, row, i, isolate_documents) for i, row in enumerate(shown))]
     lines.append(f"real tokens in these rows: {_share(real, n * rows.sequence_length)}")
     return "\n\n".join(lines)
 
@@ -33,8 +33,8 @@ def _share(part: int, of: int) -> str:
     return f"{part} of {of} ({100 * part / max(of, 1):.1f} %)"
 
 
-def _render(prepared: Prepared, rows: StreamRows, row: Row, number: int) -> str:
-    labels = row.has_label(rows.isolate_documents)
+def _render(prepared: Prepared, rows: StreamRows, row: Row, number: int, isolate_documents: bool) -> str:
+    labels = row.has_label(isolate_documents)
     lines = [
         f"row {number}: real tokens {_share(row.length, rows.sequence_length)}, labels {int(labels.sum())}"
     ]

@@ -6,7 +6,7 @@ import collections
 import contextlib
 import logging
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from llmtrain.data.loader import Loader
 from llmtrain.engine.state import TrainState
@@ -26,8 +26,8 @@ STOP_CODES = [ExitCode.OK, *EXIT_CODE_OF_SIGNAL.values()]
 """Why the loop may end before the last step: out of time (train.minutes), or a signal."""
 
 
-class Hook(Protocol):
-    """Something that looks at the run between steps."""
+class Hook:
+    """Something that looks at the run between steps; does nothing where it is not overridden."""
 
     def start(self, engine: Engine) -> None:
         """Before the first step of this process."""

@@ -10,21 +10,21 @@ import torch
 
 from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.data.batch import Batch
-from llmtrain.engine.engine import Engine
+from llmtrain.engine.engine import Engine, Hook
 from llmtrain.engine.evaluate import evaluate
 from llmtrain.model.assembled import Assembled
 from llmtrain.objective.build import Objective
 from llmtrain.utils.device import peak_memory_bytes
 
 
-class LogHook:
-    """Reports every `every` steps, and at the end what is left."""
+class LogHook(Hook):
+    """Reports every `every` steps and after the last one.
+
+    What a stop leaves unreported is saved, and reported after the restart.
+    """
 
     def __init__(self, every: int) -> None:
         self.every = every
-
-    def start(self, engine: Engine) -> None:
-        """Nothing to do."""
 
     def after_step(self, engine: Engine) -> None:
         """Report if it is time."""
@@ -53,11 +53,8 @@ class LogHook:
             }
         )
 
-    def finish(self, engine: Engine) -> None:
-        """Nothing: what is unreported is saved, and reported after the restart."""
 
-
-class EvaluateHook:
+class EvaluateHook(Hook):
     """Evaluates on the validation rows every `every` steps and after the last one.
 
     Args:
@@ -110,11 +107,8 @@ class EvaluateHook:
         record |= {f"validation_{name}": int(value) for name, value in counts.items()}
         engine.report(record)
 
-    def finish(self, engine: Engine) -> None:
-        """Nothing: the last step has evaluated."""
 
-
-class CheckpointHook:
+class CheckpointHook(Hook):
     """Saves every `every` steps, after an evaluation that was the best so far, and at the end.
 
     Args:

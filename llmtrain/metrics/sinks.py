@@ -162,7 +162,7 @@ class LivePanel:
     def metrics(self, record: Record) -> None:
         if record["kind"] == "train":
             self.latest = record
-            self.losses.append(record["loss"])
+            self.losses += [record["loss"]] if math.isfinite(record["loss"]) else []
         else:
             self.validation = record
         if not self.started:

@@ -11,7 +11,7 @@ from llmtrain.checkpoint.read import read_file, read_tensors, resolve
 from llmtrain.checkpoint.state import MODEL_PREFIX, model_tensors
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.model.assembled import Assembled
-from llmtrain.model.build import MODELS, build_model, materialise
+from llmtrain.model.build import build_model, materialise
 from llmtrain.recipe.context import Context
 from llmtrain.schema.load import build
 from llmtrain.schema.roots import PretrainConfig
@@ -39,7 +39,7 @@ def open_checkpoint(source: str, context: Context, device: torch.device) -> Chec
     _, data = read_plain(read_file(path, "config.yaml"), where)
     config: PretrainConfig = build(PretrainConfig, data, context.registry, where)
     tokenizer = Tokenizer.from_json(read_file(path, "tokenizer.json"))
-    model = build_model(config.model, {**MODELS, **context.builders})
+    model = build_model(config.model, context.builders)
     materialise(model, device)
     load_weights(model, path)
     model.eval()

@@ -6,9 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from llmtrain.data.sources import SOURCES
+from llmtrain.data.tokenizer import TOKENIZERS
+from llmtrain.model.build import MODELS
+from llmtrain.objective.build import OBJECTIVES
+from llmtrain.optim.optimizer import OPTIMIZERS
+from llmtrain.optim.schedule import SCHEDULES
 from llmtrain.schema.registry import Registry
 from llmtrain.utils.run_directory import RunDirectory
 from llmtrain.utils.signals import StopFlag
+
+BUILDERS: dict[type, Callable[..., Any]] = {
+    **SOURCES,
+    **TOKENIZERS,
+    **MODELS,
+    **OBJECTIVES,
+    **OPTIMIZERS,
+    **SCHEDULES,
+}
+"""Everything that ships: config class -> builder."""
 
 
 @dataclass
@@ -18,7 +34,7 @@ class Context:
     Attributes:
         run: directory of the run; None for verbs that leave nothing behind.
         registry: knows the config classes, those of plugins included.
-        builders: of plugins, config class -> builder; they join the built-in ones.
+        builders: config class -> builder, those of plugins included.
         stop: set by signals.
     """
 

@@ -7,8 +7,7 @@ import contextlib
 import torch
 
 from llmtrain.data.prepare import Prepared, prepare
-from llmtrain.data.sources import SOURCES
-from llmtrain.data.tokenizer import TOKENIZERS, Tokenizer
+from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.terminal import preparation_progress
 from llmtrain.schema.groups import DataConfig, TokenizerConfig
@@ -30,7 +29,7 @@ def open_data(
             data,
             tokenizer,
             seed=seed,
-            builders={**SOURCES, **TOKENIZERS, **context.builders},
+            builders=context.builders,
             poll=context.stop.poll,
             report=report,
         )

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from llmtrain.data.tokenizer import file_tokenizer
 from llmtrain.model.assembled import Assembled
-from llmtrain.model.build import MODELS, build_model
+from llmtrain.model.build import build_model
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.resolve import DEFAULT_EPOCHS, micro_batch_size, resolve_precision
 from llmtrain.recipe.terminal import make_console
@@ -26,7 +26,7 @@ def dry_run(config: PretrainConfig, context: Context) -> int:
     accumulation = train.batch_size // (micro * processes)
     vocab_size = config.model.vocab_size or expected_vocab_size(config.tokenizer)
     sized = dataclasses.replace(config.model, vocab_size=vocab_size or 1)
-    model = build_model(sized, {**MODELS, **context.builders})
+    model = build_model(sized, context.builders)
     table = Table(box=None, show_header=False)
     tokens = train.batch_size * train.sequence_length
     rows = {

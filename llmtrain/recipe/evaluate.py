@@ -17,7 +17,7 @@ from llmtrain.data.store import View
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.evaluate import evaluate
 from llmtrain.engine.step import autocast
-from llmtrain.objective.build import OBJECTIVES, build_objective
+from llmtrain.objective.build import build_objective
 from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data
@@ -45,10 +45,9 @@ def evaluate_checkpoint(config: EvaluateConfig, context: Context) -> int:
         text_to_evaluate(config, context, loaded, data),
         sequence_length=length,
         seed=loaded.config.run.seed,
-        isolate_documents=data.isolate_documents,
         shuffle=False,
     )
-    objective = build_objective(loaded.config.objective, data, {**OBJECTIVES, **context.builders})
+    objective = build_objective(loaded.config.objective, data, context.builders)
     precision = resolve_precision(config.precision, device)
     predicted = Predicted(loaded.tokenizer)
     result = evaluate(

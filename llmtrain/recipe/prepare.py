@@ -25,9 +25,8 @@ def prepare_data(config: PrepareConfig, context: Context) -> int:
             prepared.train,
             sequence_length=config.train.sequence_length,
             seed=config.run.seed,
-            isolate_documents=config.data.isolate_documents,
         )
-        console.print(render_rows(prepared, rows, config.show))
+        console.print(render_rows(prepared, rows, config.show, config.data.isolate_documents))
     return 0
 
 

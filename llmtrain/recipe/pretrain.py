@@ -22,12 +22,12 @@ from llmtrain.engine.step import PlainStep
 from llmtrain.metrics.sinks import Sink
 from llmtrain.metrics.throughput import Throughput
 from llmtrain.model.assembled import Assembled
-from llmtrain.model.build import MODELS, build_model, materialise
+from llmtrain.model.build import build_model, materialise
 from llmtrain.model.compile import compile_blocks
 from llmtrain.model.initialise import initialise
-from llmtrain.objective.build import OBJECTIVES, build_objective
-from llmtrain.optim.optimizer import OPTIMIZERS, build_optimizer
-from llmtrain.optim.schedule import SCHEDULES, Schedule
+from llmtrain.objective.build import build_objective
+from llmtrain.optim.optimizer import build_optimizer
+from llmtrain.optim.schedule import Schedule
 from llmtrain.parallel.data import Replicated
 from llmtrain.recipe.checkpointed import load_weights
 from llmtrain.recipe.context import Context
@@ -81,9 +81,9 @@ def set_up(config: PretrainConfig, context: Context) -> tuple[Engine, Assembled]
     rows = stream_rows(config, prepared.train, shuffle=True)
     steps = total_steps(config.train, rows.rows_per_epoch)
     model = decide(config, context, prepared, device, steps)
-    objective = build_objective(config.objective, config.data, {**OBJECTIVES, **context.builders})
+    objective = build_objective(config.objective, config.data, context.builders)
     materialise(model, device)
-    optimizer = build_optimizer(config.optim, model, {**OPTIMIZERS, **context.builders})
+    optimizer = build_optimizer(config.optim, model, context.builders)
 
     state = None
     if found is not None:
@@ -117,7 +117,6 @@ def stream_rows(config: PretrainConfig, view: View, *, shuffle: bool) -> StreamR
         view,
         sequence_length=config.train.sequence_length,
         seed=config.run.seed,
-        isolate_documents=config.data.isolate_documents,
         shuffle=shuffle,
     )
 
@@ -128,7 +127,7 @@ def decide(
     """Settle what the config left open, store it with the run; returns the model on the meta device."""
     config.model = resolve_model(config.model, prepared.tokenizer.vocab_size)
     config.precision = resolve_precision(config.precision, device)
-    model = build_model(config.model, {**MODELS, **context.builders})
+    model = build_model(config.model, context.builders)
     config.compile = resolve_compile(config, device, model, steps, dist.world_size())
     if dist.rank() == 0:
         atomic_write(context.directory.config, config_text("pretrain", config))
@@ -208,7 +207,7 @@ def assemble(
             start_row=state["train"]["row"] if state else 0,
             pin=step.device.type == "cuda",
         ),
-        schedule=Schedule(config.schedule, steps, {**SCHEDULES, **context.builders}),
+        schedule=Schedule(config.schedule, steps, context.builders),
         base_rate=config.optim.lr,
         total_steps=steps,
         tokens_per_step=train.batch_size * train.sequence_length,

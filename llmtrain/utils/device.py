@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import re
 import resource
 import sys
 import time
-from pathlib import Path
 
 import torch
 
 from llmtrain.utils import dist
 from llmtrain.utils.errors import UserError
 from llmtrain.utils.io import cache_directory, read_json, write_json
+from llmtrain.utils.machine import processor_name
 
 GPU_PEAK_FLOPS: dict[str, dict[str, float]] = {
     "H200": {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12},
@@ -84,17 +83,6 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def processor_name() -> str:
-    """Name of the CPU."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

@@ -27,8 +27,8 @@ from minimal_loop import BATCH, LENGTH, Loop
 
 from llmtrain.compose.compose import compose
 from llmtrain.data.prepare import prepare
-from llmtrain.engine.engine import Engine
-from llmtrain.recipe.context import Context
+from llmtrain.engine.engine import Engine, Hook
+from llmtrain.recipe.context import BUILDERS, Context
 from llmtrain.recipe.pretrain import set_up
 from llmtrain.schema.registry import builtin_registry
 from llmtrain.utils.run_directory import RunDirectory
@@ -49,7 +49,7 @@ SETTINGS = [
 ]
 
 
-class InTurn:
+class InTurn(Hook):
     """A hook that lets the loop train after every few steps of the engine, and times both."""
 
     def __init__(self, loop: Loop, steps: int) -> None:
@@ -79,9 +79,6 @@ class InTurn:
         self.loop_seconds.append((time.perf_counter() - start) / self.steps)
         self.waited, self.started = 0.0, time.perf_counter()
 
-    def finish(self, engine: Engine) -> None:
-        """Nothing."""
-
 
 def interleaved(text: Path, rounds: int, steps: int, folder: Path) -> tuple[InTurn, Path, int]:
     """Train both in turn; the first round warms up and is left out."""
@@ -89,7 +86,7 @@ def interleaved(text: Path, rounds: int, steps: int, folder: Path) -> tuple[InTu
     config = compose("pretrain", words, None, False)[0].config
     run = RunDirectory(folder / "run")
     run.path.mkdir()
-    context = Context(run, builtin_registry(), {}, StopFlag())
+    context = Context(run, builtin_registry(), BUILDERS, StopFlag())
     prepared = prepare(config.data, config.tokenizer, seed=config.run.seed)
     tokens, vocab = prepared.train.read(0, prepared.train.num_tokens), prepared.tokenizer.vocab_size
     binary = folder / "tokens.bin"

@@ -20,7 +20,7 @@ LENGTH = 6
 def rows(make_store) -> StreamRows:
     texts = ["".join(chr(33 + (i * 5 + j) % 90) for j in range(1 + i % 9)) for i in range(31)]
     view = whole(make_store(texts))
-    return StreamRows(view, sequence_length=LENGTH, seed=7, isolate_documents=True)
+    return StreamRows(view, sequence_length=LENGTH, seed=7)
 
 
 def collate(rows):
@@ -71,7 +71,6 @@ def test_causal_batches(make_store) -> None:
         whole(make_store(["abc", "d", "efghij"])),
         sequence_length=5,
         seed=0,
-        isolate_documents=True,
         shuffle=False,
     )
     read = [rows.read(i) for i in range(3)]
@@ -98,7 +97,7 @@ def test_causal_batches(make_store) -> None:
 @pytest.mark.parametrize(("world", "micro"), [(1, 1), (1, 4), (2, 3), (4, 2), (3, 100)])
 def test_evaluation_sees_every_row_once(make_store, world: int, micro: int, max_tokens: int | None) -> None:
     view = whole(make_store(["".join(chr(33 + (i + j) % 90) for j in range(1 + i % 9)) for i in range(31)]))
-    rows = StreamRows(view, sequence_length=LENGTH, seed=7, isolate_documents=False, shuffle=False)
+    rows = StreamRows(view, sequence_length=LENGTH, seed=7, shuffle=False)
     ranks = [
         list(
             evaluation_batches(

@@ -356,8 +356,8 @@ def test_a_huge_text_file_is_never_held(tmp_path: Path) -> None:
 def test_rows_are_shown(tmp_path: Path) -> None:
     data = TextData(paths=[write(tmp_path / "a.jsonl", "first", "second one", "3")], validation_fraction=0)
     prepared = prepare(data, BytesTokenizer(), seed=0, cache=tmp_path / "cache")
-    rows = StreamRows(prepared.train, sequence_length=12, seed=0, isolate_documents=True, shuffle=False)
-    text = render_rows(prepared, rows, 2)
+    rows = StreamRows(prepared.train, sequence_length=12, seed=0, shuffle=False)
+    text = render_rows(prepared, rows, 2, isolate_documents=True)
     assert "document 0, tokens 0-5, labels 5: 'first'|end||no label|" in text
     assert "document 1, tokens 6-11, labels 6: 'second'|cut|" in text
     assert "document 0, tokens 0-4, labels 4: ' one'|end||no label|" in text

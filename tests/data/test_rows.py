@@ -11,7 +11,7 @@ from llmtrain.data.store import View, split, whole
 
 
 def stream(view: View, length: int = 8, **settings) -> StreamRows:
-    options = {"seed": 1, "isolate_documents": False, **settings}
+    options = {"seed": 1, **settings}
     return StreamRows(view, sequence_length=length, **options)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from llmtrain.command.environment import count_processes
-from llmtrain.launch import End, StopRequests, Supervisor, num_cores, worker_environment
+from llmtrain.launch import End, StopRequests, Supervisor, worker_environment
+from llmtrain.utils.machine import num_cores
 from llmtrain.utils.processes import parent_alive, signal_name
 from llmtrain.utils.run_directory import RunDirectory
 

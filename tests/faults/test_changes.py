@@ -100,3 +100,15 @@ def test_a_broken_pipe_does_not_end_the_run(tmp_path, sentences):
     process.stdout.close()
     assert process.wait(timeout=60) == 0
     assert json.loads((run / "summary.json").read_text())["finished"]
+
+
+@pytest.mark.slow
+def test_minutes_stop_a_run_with_a_checkpoint(tmp_path, sentences):
+    run = tmp_path / "run"
+    more = ["train.minutes=0.03", "checkpoint.every=0", "eval.every=0"]
+    output = succeed(*arguments(sentences, run, 1000000, *more), cwd=tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    assert "stopped, to be continued" in output
+    assert summary["finished"] is False
+    assert summary["exit_code"] == 0
+    assert (run / "checkpoints" / f"step-{summary['steps']:08}").is_dir()

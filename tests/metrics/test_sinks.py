@@ -4,6 +4,8 @@ import io
 import json
 
 import pytest
+from rich.console import Console
+from rich.live import Live
 
 from llmtrain.metrics.sinks import ConsoleLines, JsonLines, LivePanel, format_duration, sparkline
 
@@ -43,8 +45,6 @@ def test_console_lines_are_key_value_pairs(capsys):
 
 def test_the_panel_draws_every_number(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    from rich.console import Console
-
     panel = LivePanel("run")
     panel.latest = {
         "kind": "train",
@@ -66,6 +66,15 @@ def test_the_panel_draws_every_number(monkeypatch):
     text = console.export_text()
     for piece in ("5 / 10", "1:01", "2.5000", "2.7000", "1,000", "20.0%", "2.00GB", "0.1%", "█"):
         assert piece in text
+
+
+def test_the_panel_survives_a_loss_that_is_not_finite():
+    panel = LivePanel("run")
+    panel.live = Live(console=Console(file=io.StringIO()))
+    for step, loss in enumerate([2.0, float("nan"), 1.0]):
+        panel.metrics({"kind": "train", "step": step, "total_steps": 3, "loss": loss})
+    panel.close()
+    assert panel.losses == [2.0, 1.0]
 
 
 def test_a_panel_that_never_saw_a_number_can_be_closed():

@@ -12,23 +12,28 @@ import pytest
 from tests.helpers.command import llmtrain, metrics, succeed, tensor_bytes
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, sentences: Path) -> Path:
-    folder = tmp_path_factory.mktemp("verbs")
-    output = succeed(
+def train(text: Path, *more: str) -> list[str]:
+    """Words of a small training."""
+    return [
         "pretrain",
         "model=gpt/debug",
         "data=text",
-        f"data.paths=[{sentences}]",
+        f"data.paths=[{text}]",
         "data.validation_fraction=0.1",
         "tokenizer=characters",
-        "optim.lr=1e-2",
-        "train.steps=60",
         "train.batch_size=16",
         "train.sequence_length=64",
-        "run.name=trained",
-        cwd=folder,
-    )
+        *more,
+    ]
+
+
+TRAINED = ["optim.lr=1e-2", "run.name=trained"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, sentences: Path) -> Path:
+    folder = tmp_path_factory.mktemp("verbs")
+    output = succeed(*train(sentences, *TRAINED, "train.steps=60"), cwd=folder)
     assert "llmtrain generate init_from=runs/trained" in output
     return folder / "runs" / "trained"
 
@@ -62,18 +67,7 @@ def test_evaluate_agrees_with_the_validation_loss_of_the_run(run, tmp_path, sent
 @pytest.mark.slow
 def test_finished_run_tells_its_summary_and_trains_on_with_more_steps(run, sentences):
     folder = run.parent.parent
-    same = [
-        "pretrain",
-        "model=gpt/debug",
-        "data=text",
-        f"data.paths=[{sentences}]",
-        "data.validation_fraction=0.1",
-        "tokenizer=characters",
-        "optim.lr=1e-2",
-        "train.batch_size=16",
-        "train.sequence_length=64",
-        "run.name=trained",
-    ]
+    same = train(sentences, *TRAINED)
     before = (run / "metrics.jsonl").read_text()
     assert "60" in succeed(*same, "train.steps=60", cwd=folder)
     assert (run / "metrics.jsonl").read_text() == before
@@ -84,20 +78,9 @@ def test_finished_run_tells_its_summary_and_trains_on_with_more_steps(run, sente
 
 @pytest.mark.slow
 def test_weights_of_another_run_are_the_first_weights(run, tmp_path, sentences):
+    more = ["optim.lr=1e-12", "optim.weight_decay=0", "train.steps=1"]
     succeed(
-        "pretrain",
-        "model=gpt/debug",
-        "data=text",
-        f"data.paths=[{sentences}]",
-        "data.validation_fraction=0.1",
-        "tokenizer=characters",
-        "optim.lr=1e-12",
-        "optim.weight_decay=0",
-        "train.steps=1",
-        "train.batch_size=16",
-        "train.sequence_length=64",
-        f"init_from={run}",
-        f"run.dir={tmp_path / 'next'}",
+        *train(sentences, *more, f"init_from={run}", f"run.dir={tmp_path / 'next'}"),
         cwd=tmp_path,
     )
     ours = tensor_bytes(tmp_path / "next" / "checkpoints" / "step-00000001")

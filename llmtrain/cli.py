@@ -28,7 +28,7 @@ from llmtrain.compose.keys import KeySpace
 from llmtrain.schema.load import dump, suggest
 from llmtrain.schema.plugins import config_dirs, registry_with
 from llmtrain.schema.registry import builtin_registry
-from llmtrain.schema.roots import ROOTS
+from llmtrain.schema.roots import ROOTS, TRAINING
 from llmtrain.schema.stored import config_text
 from llmtrain.utils.errors import ConfigError, ExitCode, Problem, UserError
 from llmtrain.utils.signals import hold_signals
@@ -181,12 +181,12 @@ def run_verb(call: Invocation, style: Style, arguments: Sequence[str]) -> int:
     assert call.verb is not None
     distributed = {"TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"} <= os.environ.keys()
     if distributed and os.environ["RANK"] != "0":
-        if call.verb == "pretrain" and not (call.cfg or call.dry_run or call.multirun):
+        if call.verb in TRAINING and not (call.cfg or call.dry_run or call.multirun):
             execute("llmtrain.worker", "-")
         return ExitCode.OK
     if distributed and call.multirun:
         raise ConfigError("-m cannot run under torchrun", "command line: -m", "start the sweep without it")
-    if distributed and call.verb != "pretrain" and os.environ["WORLD_SIZE"] != "1":
+    if distributed and call.verb not in TRAINING and os.environ["WORLD_SIZE"] != "1":
         raise ConfigError(
             f"{call.verb} takes one process", "torchrun", f"run llmtrain {call.verb} without it"
         )
@@ -219,7 +219,7 @@ def start(
             data["launch"]["num_processes"] = count_processes(launch.num_processes, launch.device.value)
             execute("llmtrain.worker", composed.verb, json.dumps(data))
         return ExitCode.OK
-    if composed.verb != "pretrain":
+    if composed.verb not in TRAINING:
         execute("llmtrain.worker", composed.verb, json.dumps(data))
     started: Start = open_run(composed, arguments)
     if started.finished is not None and not distributed:  # the other ranks wait: their worker says it

@@ -19,9 +19,12 @@ from typing import Any
 import torch
 
 from llmtrain.recipe.context import BUILDERS, Context
+from llmtrain.recipe.convert import convert
 from llmtrain.recipe.dry_run import dry_run
 from llmtrain.recipe.evaluate import evaluate_checkpoint
+from llmtrain.recipe.finetune import finetune
 from llmtrain.recipe.generate import generate
+from llmtrain.recipe.predict import predict
 from llmtrain.recipe.prepare import prepare_data
 from llmtrain.recipe.pretrain import pretrain
 from llmtrain.schema.load import build
@@ -38,9 +41,12 @@ from llmtrain.utils.signals import StopFlag, end_at_signals
 
 RECIPES: dict[str, Callable[[Any, Context], int]] = {
     "pretrain": pretrain,
+    "finetune": finetune,
+    "predict": predict,
     "prepare": prepare_data,
     "evaluate": evaluate_checkpoint,
     "generate": generate,
+    "convert": convert,
 }
 """Verbs and what they run."""
 

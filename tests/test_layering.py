@@ -20,14 +20,15 @@ FLOORS: dict[str, int] = {
     "checkpoint": 4,
     "objective": 4,
     "generate": 4,
-    "engine": 5,
-    "recipe": 6,
-    "compose": 7,
-    "command": 8,
+    "task": 5,
+    "engine": 6,
+    "recipe": 7,
+    "compose": 8,
+    "command": 9,
 }
 """Folders of the package."""
 
-TOP = {"worker": 8, "launch": 9, "cli": 10, "__main__": 11}
+TOP = {"worker": 9, "launch": 10, "cli": 11, "__main__": 12}
 """Modules at the top of the package."""
 
 HEAVY = {

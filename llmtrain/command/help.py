@@ -11,7 +11,7 @@ from typing import Any
 from llmtrain.command.style import Style, first_sentence
 from llmtrain.compose.folders import EXPERIMENT, ConfigFolders
 from llmtrain.schema.docs import field_docs
-from llmtrain.schema.load import field_types, is_group, strip_optional
+from llmtrain.schema.load import field_types, given_types, is_group, strip_optional
 from llmtrain.schema.registry import Registry
 from llmtrain.schema.roots import ROOTS
 
@@ -46,7 +46,7 @@ def summary_of(verb: str) -> str:
 
 def verb_groups(verb: str, folders: ConfigFolders) -> dict[str, list[str]]:
     """Groups of a verb and their choices."""
-    fields = field_types(ROOTS[verb])
+    fields = given_types(ROOTS[verb])
     root = folders.find(verb)
     takes_experiment = root is not None and re.search(
         rf"^\s*- {EXPERIMENT}:", root.read_text(encoding="utf-8"), re.MULTILINE
@@ -113,7 +113,7 @@ def verb_help(verb: str, folders: ConfigFolders, registry: Registry, style: Styl
     plain: list[tuple[str, str]] = []
     sections: list[str] = []
     docs = field_docs(ROOTS[verb])
-    for name, hint in field_types(ROOTS[verb]).items():
+    for name, hint in given_types(ROOTS[verb]).items():
         bare = strip_optional(hint)[0]
         if not dataclasses.is_dataclass(bare):
             plain.append(_row(name, ROOTS[verb], name, hint, docs))

@@ -47,10 +47,13 @@ class Start:
 
 
 def run_name(composed: Composed) -> str:
-    """`run.name`, or verb, model, data and the hash of the frozen keys."""
+    """`run.name`, or verb, task or model and data, and the hash of the frozen keys."""
     if composed.config.run.name:
         return str(composed.config.run.name)
-    parts = [composed.verb, *(composed.choices.get(group, "none") for group in ("model", "data"))]
+    parts = [
+        composed.verb,
+        *(composed.choices[g] for g in ("task", "model", "data") if g in composed.choices),
+    ]
     return "-".join(part.replace("/", "-") for part in parts) + f"-{frozen_hash(dump(composed.config))}"
 
 
@@ -252,9 +255,9 @@ def _finished(
     if not isinstance(summary, dict) or summary.get("finished") is not True:
         return None
     steps = requested["train"]["steps"]
-    if steps is not None:
+    if steps is not None and not summary.get("ended_early"):
         return summary if int(summary.get("steps", 0)) >= steps else None
-    lengths = {"train.steps", "train.epochs", "train.tokens"}
+    lengths = {"train.steps", "train.epochs", "train.tokens", "eval.patience"}
     return None if lengths & changed.keys() else summary
 
 

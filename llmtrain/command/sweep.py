@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from llmtrain.command.start import run_path
 from llmtrain.command.style import Style
 from llmtrain.compose.compose import Composed
+from llmtrain.schema.roots import TRAINING
 from llmtrain.utils.errors import EXIT_MEANING, ConfigError
 from llmtrain.utils.io import read_json
 from llmtrain.utils.signals import EXIT_CODE_OF_SIGNAL
@@ -29,13 +31,16 @@ class Trial:
         words: its command line after the verb.
         swept: the overrides that make it differ from the others.
         directory: its run directory, or None for verbs without one.
+        metric: name of the score.
+        score: the best validation score of the run.
     """
 
     words: list[str]
     swept: list[str]
     directory: Path | None = None
     exit_code: int | None = None
-    validation_loss: float | None = None
+    metric: str = "loss"
+    score: float | None = None
     seconds: float = 0.0
 
 
@@ -54,7 +59,7 @@ def plan(composed: Sequence[Composed], arguments: Sequence[str]) -> list[Trial]:
         swept = [word for word in one.overrides if word not in arguments]
         words = list(one.overrides)
         directory = None
-        if one.verb == "pretrain":
+        if one.verb in TRAINING:
             if one.config.run.dir:
                 directory = Path(one.config.run.dir) / str(index)
                 words = [*_without(words, "run.dir"), f"run.dir={_quoted(str(directory))}"]
@@ -132,18 +137,15 @@ class Sweep:
         self.child = None
         trial.seconds = time.monotonic() - started
         trial.exit_code = 128 - code if code < 0 else code
-        trial.validation_loss = read_loss(trial.directory)
+        trial.metric, trial.score = read_score(trial.directory)
 
     def report(self) -> str:
-        """A table of all trials, the best one marked."""
-        losses = [
-            t.validation_loss for t in self.trials if t.exit_code == 0 and t.validation_loss is not None
-        ]
-        best = min(losses, default=None)
+        """A table of all trials, the best one marked; where only seeds differ, their mean and deviation."""
+        ranked = [trial for trial in self.trials if trial.exit_code == 0 and trial.score is not None]
+        metric = ranked[0].metric if ranked else "loss"
+        best = best_of([trial.score for trial in ranked if trial.score is not None], metric)
         rows = []
         for index, trial in enumerate(self.trials):
-            loss = trial.validation_loss
-            mark = "best" if best is not None and loss == best and trial.exit_code == 0 else ""
             code = trial.exit_code
             rows.append(
                 (
@@ -151,19 +153,42 @@ class Sweep:
                     " ".join(trial.swept) or "-",
                     "not run" if code is None else f"{code} {EXIT_MEANING.get(code, '')}".strip(),
                     "-" if code is None else f"{trial.seconds:.1f} s",
-                    "-" if loss is None else f"{loss:.4f}",
-                    mark,
+                    "-" if trial.score is None else f"{trial.score:.4f}",
+                    "best" if trial in ranked and trial.score == best else "",
                 )
             )
-        return self.style.table(("trial", "overrides", "exit code", "time", "validation loss", ""), rows)
+        header = ("trial", "overrides", "exit code", "time", f"best {metric}", "")
+        return "\n".join([self.style.table(header, rows), *over_seeds(ranked, metric)])
 
 
-def read_loss(directory: Path | None) -> float | None:
-    """`validation_loss` of a run's summary."""
+def best_of(scores: Sequence[float], metric: str) -> float | None:
+    """The lowest loss, or the highest of any other score."""
+    return (min if metric == "loss" else max)(scores, default=None)
+
+
+def over_seeds(trials: Sequence[Trial], metric: str) -> list[str]:
+    """A line for each setting that was run with several seeds: mean and standard deviation (n - 1)."""
+    groups: dict[str, list[float]] = {}
+    for trial in trials:
+        setting = " ".join(word for word in trial.swept if not word.startswith("run.seed="))
+        if trial.score is not None:
+            groups.setdefault(setting, []).append(trial.score)
+    return [
+        f"{setting or 'over seeds'}: {metric} {statistics.mean(scores):.4f} "
+        f"(standard deviation {statistics.stdev(scores):.4f}, {len(scores)} seeds)"
+        for setting, scores in groups.items()
+        if len(scores) > 1
+    ]
+
+
+def read_score(directory: Path | None) -> tuple[str, float | None]:
+    """Metric and best validation score of a run's summary."""
     if directory is None:
-        return None
+        return "loss", None
     try:
-        value: Any = read_json(directory / "summary.json").get("validation_loss")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        summary: dict[str, Any] = read_json(directory / "summary.json")
+        metric = str(summary["metric"])
+        value = summary[f"best_validation_{metric}"]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return "loss", None
+    return metric, float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llmtrain.schema.load import check_value, field_types, is_group, strip_optional, suggest
+from llmtrain.schema.load import check_value, field_types, given_types, is_group, strip_optional, suggest
 from llmtrain.schema.registry import Registry
 from llmtrain.utils.errors import Problem
 
@@ -55,7 +55,7 @@ class KeySpace:
         return space
 
     def _add(self, schema: type, prefix: str, kinds: Mapping[str, Any]) -> None:
-        for name, hint in field_types(schema).items():
+        for name, hint in given_types(schema).items():
             key = f"{prefix}{name}"
             self.hints.setdefault(key, hint)
             bare = strip_optional(hint)[0]

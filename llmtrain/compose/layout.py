@@ -13,7 +13,7 @@ from llmtrain.compose.folders import EXPERIMENT, ConfigFolders, shown_path
 from llmtrain.compose.keys import KeySpace
 from llmtrain.compose.overrides import Override, parse_overrides
 from llmtrain.compose.yaml_files import YamlFile, check_defaults, read_yaml, yaml_problem
-from llmtrain.schema.load import check_group, field_types, strip_optional
+from llmtrain.schema.load import check_group, given_types, strip_optional
 from llmtrain.schema.plugins import config_dirs, registry_with
 from llmtrain.schema.registry import Registry
 from llmtrain.schema.roots import ROOTS
@@ -36,7 +36,7 @@ class Sources:
 
     def groups(self) -> dict[str, list[str]]:
         """Choices of each group that the verb has; experiments where its root file takes them."""
-        fields = field_types(self.schema)
+        fields = given_types(self.schema)
         return {
             group: choices
             for group, choices in self.folders.groups().items()
@@ -49,7 +49,7 @@ class Sources:
 
     def optional(self, group: str) -> bool:
         """Whether a group may be null."""
-        return group == EXPERIMENT or strip_optional(field_types(self.schema)[group])[1]
+        return group == EXPERIMENT or strip_optional(given_types(self.schema)[group])[1]
 
 
 @dataclass
@@ -224,7 +224,7 @@ def hydra_problem(error: Exception) -> Problem:
 def check_files(sources: Sources, layout: Layout) -> list[Problem]:
     """Problems of every file that takes part: unknown keys, wrong values, missing or unknown kinds."""
     problems: list[Problem] = []
-    fields = field_types(sources.schema)
+    fields = given_types(sources.schema)
     for file, package in layout.files:
         if package == EXPERIMENT:
             fix = "make `# @package _global_` its first line"

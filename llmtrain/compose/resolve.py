@@ -16,7 +16,21 @@ from llmtrain.utils.errors import ConfigError, Problem
 LENGTHS = ("train.steps", "train.epochs", "train.tokens")
 """Ways to say how long a training is; one of them at most."""
 
-PATHS = ("init_from", "run.dir", "tokenizer.path", "data.paths", "data.validation_paths", "run.plugins")
+PATHS = (
+    "init_from",
+    "run.dir",
+    "run.plugins",
+    "tokenizer.path",
+    "data.paths",
+    "data.validation_paths",
+    "objective.word_list",
+    "task.folder",
+    "paths",
+    "input",
+    "source",
+    "target",
+    "output",
+)
 """Keys that hold paths or patterns of files."""
 
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
@@ -153,7 +167,8 @@ def _one_length(data: dict[str, Any], given: list[str]) -> None:
 def _absolute_paths(data: dict[str, Any]) -> None:
     """Make relative paths absolute, so that a run does not depend on where it was started from."""
     flat = flatten(data)
-    for key in PATHS:
+    in_folder = ("task.paths", "task.validation_paths")  # of fine-tuning: they start from task.folder
+    for key in PATHS if flat.get("task.folder") else (*PATHS, *in_folder):
         value = flat.get(key)
         if isinstance(value, str):
             set_key(data, key, absolute(value))
@@ -165,5 +180,5 @@ def _absolute_paths(data: dict[str, Any]) -> None:
 
 
 def absolute(path: str) -> str:
-    """An absolute path; URLs and empty texts stay."""
-    return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
+    """An absolute path; URLs, empty texts and `-` (standard input) stay."""
+    return path if path in ("", "-") or "://" in path else os.path.abspath(os.path.expanduser(path))

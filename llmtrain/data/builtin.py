@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from llmtrain.data.corpus import Corpus, Document, HashFile, Source, clean, hash_texts
-from llmtrain.schema.groups import PythonCodeData, PythonProseData
+from llmtrain.schema.data import PythonCodeData, PythonProseData
 from llmtrain.utils.errors import DataError
 
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}

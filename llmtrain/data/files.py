@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import codecs
-import difflib
 import glob
-import gzip
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from llmtrain.data.corpus import Corpus, Document, HashFile, Source, clean, hash_texts, row_text, shorten
-from llmtrain.schema.groups import Documents, OnError, TextData
+from llmtrain.data.corpus import Corpus, Document, HashFile, Source, clean, hash_texts, row_text
+from llmtrain.data.lines import (
+    Unreadable,
+    bad_encoding,
+    broken,
+    numbered_lines,
+    open_file,
+    parse_json,
+    suggest_path,
+    unpack,
+)
+from llmtrain.schema.data import Documents, OnError, TextData
 from llmtrain.utils.errors import DataError
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
@@ -23,15 +30,8 @@ SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 BLOCK = 1 << 20
 """Bytes of a text file that are decoded at once."""
 
-REPAIR = "repair the row, or set data.on_error=skip"
-
-
-class Unreadable(Exception):
-    """A part of a file cannot be read; carries what a human needs to know."""
-
-    def __init__(self, error: DataError) -> None:
-        super().__init__(str(error))
-        self.error = error
+SECTION = "data"
+"""Of the config, for messages."""
 
 
 def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
@@ -53,7 +53,7 @@ def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
             matches = map(Path, glob.glob(str(path), recursive=True))
             files = sorted(file for file in matches if file.is_file())
         else:
-            raise DataError(f"there is no file {pattern}", setting, _suggest(path))
+            raise DataError(f"there is no file {pattern}", setting, suggest_path(path))
         if not files:
             raise DataError(
                 f"no text file matches {pattern}", setting, f"endings that are read: {', '.join(SUFFIXES)}"
@@ -73,19 +73,6 @@ def _kind(path: Path) -> str | None:
     """`.txt` or `.jsonl`, by the name without `.gz`; None where it is neither."""
     name = path.name.removesuffix(".gz")
     return next((suffix for suffix in (".txt", ".jsonl") if name.endswith(suffix)), None)
-
-
-def _suggest(path: Path) -> str:
-    """What to do about a missing file."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f"the folder {folder} does not exist either"
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    close = difflib.get_close_matches(path.name, names, n=1)
-    if close:
-        return f"did you mean {folder / close[0]}?"
-    listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    return f"in {folder} there is: {listed}" if names else f"the folder {folder} is empty"
 
 
 class FileCorpus(Corpus):
@@ -139,32 +126,33 @@ class FileCorpus(Corpus):
     @contextmanager
     def _open(self, path: Path) -> Iterator[BinaryIO]:
         """The unpacked bytes of a file."""
-        with _opened(path) as raw:
+        with open_file(path) as raw, unpack(raw, path) as unpacked:
             self._raw = raw
             try:
-                if path.suffix == ".gz":
-                    with gzip.GzipFile(fileobj=raw) as unpacked:
-                        # not in a larger buffer, which would lose what comes before a broken end
-                        yield unpacked  # type: ignore[misc]
-                else:
-                    yield raw
+                yield unpacked
             finally:
                 self._raw = None
 
+    def _lines(self, path: Path) -> Iterator[tuple[int, bytes]]:
+        with self._open(path) as stream:
+            yield from numbered_lines(stream, str(path), SECTION)
+
     def _json_lines(self, path: Path) -> Iterator[Document]:
         try:
-            for number, line in _lines(self._open, path):
+            for number, line in self._lines(path):
                 where = f"{path}:{number}"
                 if not line.strip():
                     yield Document(where)
                     continue
                 try:
-                    row = _parse(line, where)
+                    row = parse_json(line.decode().rstrip("\r\n"), where, SECTION)
                     yield Document(where, (row_text(row, self.text_key, where),))
+                except UnicodeDecodeError as fault:
+                    yield Document(where, error=bad_encoding(fault, where, SECTION))
                 except DataError as error:
                     yield Document(where, error=error)
-        except Unreadable as fault:
-            yield Document(str(path), error=fault.error)
+        except Unreadable as unreadable:
+            yield Document(str(path), error=unreadable.error)
 
     def _whole_file(self, path: Path) -> Document:
         if self.check_first:
@@ -189,7 +177,7 @@ class FileCorpus(Corpus):
                     text = carry + decoder.decode(data, final=last)
                 except UnicodeDecodeError as error:
                     line += (pending + data)[: error.start].count(b"\n")
-                    raise _bad_encoding(error, f"{path}:{line}") from None
+                    raise bad_encoding(error, f"{path}:{line}", SECTION) from None
                 if first and text:
                     text, first = text.removeprefix("\ufeff"), False
                 line += data.count(b"\n")
@@ -203,12 +191,12 @@ class FileCorpus(Corpus):
         error: DataError | None = None
         start = 1
         try:
-            for number, raw in _lines(self._open, path):
+            for number, raw in self._lines(path):
                 where = f"{path}:{number}"
                 try:
                     text = clean(raw.decode()).removesuffix("\n")
                 except UnicodeDecodeError as fault:
-                    text, error = "?", error or _bad_encoding(fault, where)
+                    text, error = "?", error or bad_encoding(fault, where, SECTION)
                 if self.unit == Documents.line:
                     yield Document(where, () if error else (text,), error)
                     error = None
@@ -224,79 +212,16 @@ class FileCorpus(Corpus):
             yield Document(f"{path}:{start}", () if error else ("\n".join(paragraph),), error)
 
 
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise DataError(
-            f"the file cannot be opened: {error.strerror}", str(path), "check its name and rights"
-        ) from error
-
-
 def clean_line_ends(text: str) -> str:
     """CRLF to LF."""
     return text.replace("\r\n", "\n") if "\r" in text else text
-
-
-def _lines(opener, path: Path) -> Iterator[tuple[int, bytes]]:  # type: ignore[no-untyped-def]
-    """Numbered lines of a file, as bytes, without a byte order mark.
-
-    Raises:
-        Unreadable: the packed file is broken from here on.
-    """
-    number = 0
-    with opener(path) as stream:
-        while True:
-            try:
-                line = stream.readline()
-            except (EOFError, zlib.error, OSError) as error:
-                raise Unreadable(_broken(error, f"{path}:{number + 1}")) from error
-            if not line:
-                return
-            number += 1
-            yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
 def _read(stream: BinaryIO, path: Path, line: int) -> bytes:
     try:
         return stream.read(BLOCK)
     except (EOFError, zlib.error, OSError) as error:
-        raise _broken(error, f"{path}:{line}") from error
-
-
-def _broken(error: Exception, where: str) -> DataError:
-    """What is wrong with a file whose bytes cannot be had."""
-    if isinstance(error, EOFError):
-        what = "the gzip file ends in the middle (a copy or download that was cut short?)"
-    elif isinstance(error, (gzip.BadGzipFile, zlib.error)):
-        what = f"the gzip file is broken: {error}"
-    else:
-        what = f"the file cannot be read: {error}"
-    return DataError(what, where, "fetch the file again; data.on_error=skip goes on with what could be read")
-
-
-def _bad_encoding(error: UnicodeDecodeError, where: str) -> DataError:
-    value = bytes(error.object[error.start : error.start + 8])
-    return DataError(
-        f"bytes that are not UTF-8: {shorten(value)}",
-        where,
-        "convert the file (iconv -f <encoding> -t utf-8), or set data.on_error=skip",
-    )
-
-
-def _parse(line: bytes, where: str) -> object:
-    try:
-        return json.loads(line.decode().rstrip("\r\n"))
-    except UnicodeDecodeError as error:
-        raise _bad_encoding(error, where) from None
-    except json.JSONDecodeError as error:
-        near = error.doc[max(0, error.pos - 20) : error.pos + 40]
-        what = error.msg.removesuffix(" starting at")
-        raise DataError(
-            f"broken JSON: {what} at column {error.colno}, near {shorten(near)}", where, REPAIR
-        ) from None
-    except RecursionError:
-        raise DataError("broken JSON: nested too deeply", where, REPAIR) from None
+        raise broken(error, f"{path}:{line}", SECTION) from error
 
 
 def text_source(config: TextData) -> Source:

@@ -13,7 +13,7 @@ import numpy as np
 from llmtrain.data.ahead import ReadAhead
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.writer import Position, StoreWriter
-from llmtrain.schema.groups import OnError
+from llmtrain.schema.data import OnError
 from llmtrain.utils.errors import DataError, Stopped
 
 BATCH_CHARACTERS = 1 << 21

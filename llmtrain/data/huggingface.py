@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.data.corpus import Corpus, Document, HashFile, Source, hash_texts, row_text
-from llmtrain.schema.groups import HuggingFaceData
+from llmtrain.schema.data import HuggingFaceData
 from llmtrain.utils.errors import DataError
 
 NOT_FOUND = {"DatasetNotFoundError", "RepositoryNotFoundError", "EmptyDatasetError", "DataFilesNotFoundError"}

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Protocol
-
-import numpy as np
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 from llmtrain.data.ahead import ReadAhead
 from llmtrain.data.batch import Batch
-from llmtrain.data.rows import Row
-
-Collate = Callable[[Sequence[Row]], Batch]
-"""Makes a batch of rows; a row of length 0 must get no label."""
 
 STEPS_AHEAD = 2
 """Optimizer steps whose batches are ready before they are asked for."""
 
 
 class Rows(Protocol):
-    """An endless stream of rows, see `StreamRows`."""
+    """An endless stream of rows, and how they become batches. The type of a row is its own affair.
+
+    Attributes:
+        sequence_length: T, most tokens in a row.
+        rows_per_epoch: rows of the first epoch; later ones may differ where rows are planned anew.
+    """
 
     sequence_length: int
     rows_per_epoch: int
 
-    def read(self, global_row: int) -> Row:
+    def read(self, global_row: int) -> Any:
         """A row of the stream."""
+
+    def collate(self, rows: Sequence[Any]) -> Batch:
+        """A batch of rows; a filler row gets no label."""
+
+    def filler(self) -> Any:
+        """A row without tokens, for shapes that have to be filled."""
+
+    def limit(self, row: Any, tokens: int) -> Any:
+        """A row that is cut to so many tokens where its kind of rows can be cut, else the row."""
 
 
 class Loader:
@@ -37,7 +44,6 @@ class Loader:
 
     Args:
         rows: the stream.
-        collate: makes a batch of rows.
         batch_size: rows of the global batch.
         micro_batch_size: rows of one microbatch of one process.
         rank: number of this process among those that share the batch.
@@ -52,7 +58,6 @@ class Loader:
     def __init__(
         self,
         rows: Rows,
-        collate: Collate,
         *,
         batch_size: int,
         micro_batch_size: int,
@@ -65,7 +70,6 @@ class Loader:
         assert 0 <= rank < world, (rank, world)
         self.row = start_row
         self._rows = rows
-        self._collate = collate
         self._batch_size = batch_size
         self._micro = micro_batch_size
         self._offsets = range(rank * micro_batch_size, batch_size, micro_batch_size * world)
@@ -78,7 +82,7 @@ class Loader:
             row += self._batch_size
 
     def _microbatch(self, start: int) -> Batch:
-        batch = self._collate([self._rows.read(start + i) for i in range(self._micro)])
+        batch = self._rows.collate([self._rows.read(start + i) for i in range(self._micro)])
         return batch.pin_memory() if self._pin else batch
 
     def next(self) -> list[Batch]:
@@ -103,7 +107,6 @@ class Loader:
 
 def evaluation_batches(
     rows: Rows,
-    collate: Collate,
     micro_batch_size: int,
     rank: int,
     world: int,
@@ -116,7 +119,6 @@ def evaluation_batches(
 
     Args:
         rows: the rows, not shuffled.
-        collate: makes a batch of rows.
         micro_batch_size: rows of a batch.
         rank: number of this process.
         world: how many processes there are.
@@ -130,14 +132,8 @@ def evaluation_batches(
     for start in range(rank * micro_batch_size, -(-num // stride) * stride, stride):
         chosen = []
         for i in range(start, start + micro_batch_size):
-            row = rows.read(i) if i < num else filler_row(length)
-            if max_tokens is not None and i < num and row.length > max_tokens - i * length:
-                row = replace(row, length=max_tokens - i * length, has_next=True)
+            row = rows.read(i) if i < num else rows.filler()
+            if max_tokens is not None and i < num:
+                row = rows.limit(row, max_tokens - i * length)
             chosen.append(row)
-        yield collate(chosen)
-
-
-def filler_row(length: int) -> Row:
-    """A row without real tokens and labels, for shapes that have to be filled."""
-    ids = np.zeros(length + 1, dtype=np.int64)
-    return Row(ids, np.zeros(length + 1, dtype=np.int32), length=0, has_next=False)
+        yield rows.collate(chosen)

@@ -23,7 +23,8 @@ from llmtrain.data.sources import SOURCES
 from llmtrain.data.store import FORMAT, DamagedStore, TokenStore, View, split, whole
 from llmtrain.data.tokenizer import TOKENIZERS, Tokenizer, Trained
 from llmtrain.data.writer import StoreWriter
-from llmtrain.schema.groups import DataConfig, OnError, TokenizerConfig
+from llmtrain.schema.data import DataConfig, OnError
+from llmtrain.schema.tokenizer import TokenizerConfig
 from llmtrain.utils.errors import DataError
 from llmtrain.utils.io import atomic_write, cache_directory, explain_full_disk, file_lock
 

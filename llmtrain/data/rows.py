@@ -1,19 +1,21 @@
-"""Packed rows of a stream of documents: which token stands where, for every epoch, on every machine."""
+"""Packed rows of a stream of documents: which token stands where, for every epoch, on every machine.
+
+These are the rows of autoregressive models: documents joined to one stream and cut at every T tokens.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
+import torch
 
+from llmtrain.data.batch import IGNORE, Batch
+from llmtrain.data.plans import PlanFiles
 from llmtrain.data.store import View
-from llmtrain.utils.io import file_lock
 from llmtrain.utils.seed import Permutation, derive_seed
-
-PLAN_FILE_SPANS = 1 << 18
-"""From so many spans on, the plan of an epoch is a memory-mapped file that the processes share."""
 
 
 @dataclass
@@ -73,6 +75,7 @@ class StreamRows:
         sequence_length: T.
         seed: of all orders.
         shuffle: False keeps the order of the view and phase 0, for validation.
+        isolate_documents: keep attention and prediction inside each document.
     """
 
     def __init__(
@@ -82,14 +85,18 @@ class StreamRows:
         sequence_length: int,
         seed: int,
         shuffle: bool = True,
+        isolate_documents: bool = False,
     ) -> None:
         assert view.num_tokens > 0, "a view without tokens"
         self.view = view
         self.sequence_length = sequence_length
         self.seed = seed
         self.shuffle = shuffle
+        self.isolate_documents = isolate_documents
         self.rows_per_epoch = -(-view.num_tokens // sequence_length)
-        self._plans: dict[int, Plan] = {}
+        entries = view.num_documents if shuffle else 0  # the plan in order of the text is but a view
+        self._files = PlanFiles(view, f"stream {seed}", entries)
+        self._plan = lru_cache(maxsize=2)(self._load_plan)  # a batch may cross from one epoch to the next
 
     def locate(self, global_row: int) -> tuple[int, int]:
         """Epoch, and place in the order of that epoch, of a row of the endless stream."""
@@ -102,6 +109,21 @@ class StreamRows:
         if plan.order is not None:
             place = plan.order.at(place)
         return self._cut(plan, place * self.sequence_length)
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Rows as a batch for an autoregressive model; see `causal_batch`."""
+        return causal_batch(rows, self.isolate_documents)
+
+    def filler(self) -> Row:
+        """A row without real tokens and labels."""
+        length = self.sequence_length + 1
+        return Row(np.zeros(length, np.int64), np.zeros(length, np.int32), length=0, has_next=False)
+
+    def limit(self, row: Row, tokens: int) -> Row:
+        """The row with only its first so many tokens as inputs."""
+        if tokens >= row.length:
+            return row
+        return replace(row, length=tokens, has_next=True)
 
     def _cut(self, plan: Plan, start: int) -> Row:
         """The row that starts at a token of the epoch's stream."""
@@ -122,19 +144,16 @@ class StreamRows:
         return Row(ids, documents, length, has_next=stop - start > length)
 
     def plan(self, epoch: int) -> Plan:
-        """The plan of an epoch; those of the last two epochs asked for are kept."""
-        epoch = epoch if self.shuffle else 0
-        if epoch not in self._plans:
-            while len(self._plans) >= 2:
-                del self._plans[min(self._plans)]
-            big = self.shuffle and self.view.num_documents >= PLAN_FILE_SPANS
-            plan = self._shared_plan(epoch) if big else self._make_plan(epoch)
-            if self.shuffle:
-                plan.order = Permutation(self.rows_per_epoch, self.seed, "rows", epoch)
-            self._plans[epoch] = plan
-        return self._plans[epoch]
+        """The plan of an epoch."""
+        return self._plan(epoch if self.shuffle else 0)
 
-    def _make_plan(self, epoch: int) -> Plan:
+    def _load_plan(self, epoch: int) -> Plan:
+        starts, ends = self._files.load(epoch, self._make_plan)
+        order = Permutation(self.rows_per_epoch, self.seed, "rows", epoch) if self.shuffle else None
+        return Plan(starts, ends, order)
+
+    def _make_plan(self, epoch: int) -> np.ndarray:
+        """Starts and ends of the spans of a plan, (2, S)."""
         starts, ends = self.view.spans
         if self.shuffle:
             num = self.view.num_documents
@@ -144,30 +163,7 @@ class StreamRows:
             starts, lengths = _turn(starts, lengths, phase)
         else:
             lengths = ends - starts
-        return Plan(starts, np.cumsum(lengths))
-
-    def _shared_plan(self, epoch: int) -> Plan:
-        """The plan from a file beside the store; whoever needs it first makes it."""
-        folder = self.view.store.path / "plans"
-        name = hashlib.sha256(f"{self.view.key} {self.seed}".encode()).hexdigest()[:16]
-        path = folder / f"{name}-{epoch}.npy"
-        try:
-            folder.mkdir(exist_ok=True)
-            with file_lock(folder / f"{name}.lock"):
-                if not path.exists():
-                    self._save_plan(path, epoch)
-                    _remove_older(folder, name, epoch)
-                starts, ends = np.load(path, mmap_mode="r").view(np.ndarray)
-        except OSError:  # a read-only or full disk: the plan fits into memory all the same
-            return self._make_plan(epoch)
-        return Plan(starts, ends)
-
-    def _save_plan(self, path: Path, epoch: int) -> None:
-        plan = self._make_plan(epoch)
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            np.save(file, np.stack([plan.starts, plan.ends]))
-        temporary.replace(path)
+        return np.stack([starts, np.cumsum(lengths)])
 
 
 def _turn(starts: np.ndarray, lengths: np.ndarray, phase: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,8 +181,35 @@ def _turn(starts: np.ndarray, lengths: np.ndarray, phase: int) -> tuple[np.ndarr
     return starts, lengths
 
 
-def _remove_older(folder: Path, name: str, epoch: int) -> None:
-    """Remove plans of epochs before the last one; who still reads one keeps it until it is closed."""
-    for file in folder.glob(f"{name}-*.npy"):
-        if int(file.stem.rsplit("-", 1)[1]) < epoch - 1:
-            file.unlink(missing_ok=True)
+def causal_batch(rows: Sequence[Row], isolate_documents: bool) -> Batch:
+    """Rows as a batch in which every token is to be predicted from those before it.
+
+    Args:
+        rows: B rows of T tokens.
+        isolate_documents: keep attention, positions and prediction inside each document.
+
+    Returns:
+        ids and labels (B, T); the label is IGNORE at padding, where nothing follows and, with isolated
+        documents, where the next token belongs to another one. Isolated documents also give documents
+        (B, T), and positions (B, T) that start at 0 with each document in the row.
+    """
+    ids = np.stack([row.ids for row in rows])
+    has_label = np.stack([row.has_label(isolate_documents) for row in rows])
+    batch = Batch(
+        ids=torch.from_numpy(np.ascontiguousarray(ids[:, :-1])),
+        labels=torch.from_numpy(np.where(has_label, ids[:, 1:], IGNORE)),
+        num_tokens=sum(row.length for row in rows),
+    )
+    if isolate_documents:
+        documents = np.stack([row.documents[:-1] for row in rows])
+        batch.documents = torch.from_numpy(documents)
+        batch.positions = torch.from_numpy(_positions(documents))
+    return batch
+
+
+def _positions(documents: np.ndarray) -> np.ndarray:
+    """Distance of each token to the start of its document in the row, (B, T) int64."""
+    places = np.broadcast_to(np.arange(documents.shape[1], dtype=np.int64), documents.shape)
+    starts = np.zeros_like(places)
+    starts[:, 1:] = np.where(documents[:, 1:] != documents[:, :-1], places[:, 1:], 0)
+    return places - np.maximum.accumulate(starts, axis=1)

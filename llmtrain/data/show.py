@@ -2,58 +2,134 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-from llmtrain.data.prepare import Prepared
+from llmtrain.data.batch import IGNORE
+from llmtrain.data.loader import Rows
+from llmtrain.data.packed import PackedRows
 from llmtrain.data.rows import Row, StreamRows
+from llmtrain.data.tokenizer import Tokenizer
 
 WIDTH = 240
 """Characters of a long document's text that are shown, half from each end."""
 
+MARKED_WIDTH = 1000
+"""Characters that are shown of a text with masks in it."""
 
-def render_rows(prepared: Prepared, rows: StreamRows, n: int, isolate_documents: bool) -> str:
-    """The first `n` rows of the stream, decoded.
+Renderer = Callable[[Tokenizer, Any, Any], tuple[int, list[str]]]
+"""(tokenizer, rows, row) -> real tokens in the row; what to say of its labels, then a line for each part."""
 
-    For each row: how many of its tokens are real and carry a label, then a line for each document in it
-    with its tokens, its labels and its text. `|end|` is the end token; `|cut|` shows that the document
-    goes on in another row; `|no label|` that its last token predicts nothing.
+
+def render_rows(tokenizer: Tokenizer, rows: Rows, n: int) -> str:
+    """The first `n` rows of the stream, decoded, and the share of real tokens in them."""
+    kinds = type(rows).__mro__
+    render = next((RENDERERS[kind] for kind in kinds if kind in RENDERERS), render_batch)
+    paragraphs = [f"{rows.rows_per_epoch} rows of {rows.sequence_length} tokens an epoch"]
+    total = 0
+    for i in range(n):
+        real, (labels, *lines) = render(tokenizer, rows, rows.read(i))
+        total += real
+        first = f"row {i}: real tokens {_share(real, rows.sequence_length)}, {labels}"
+        if real < rows.sequence_length:
+            lines.append(f"padding, tokens {real}-{rows.sequence_length - 1}, labels 0")
+        paragraphs.append("\n  ".join([first, *lines]))
+    paragraphs.append(f"real tokens in these rows: {_share(total, n * rows.sequence_length)}")
+    return "\n\n".join(paragraphs)
+
+
+def render_stream(tokenizer: Tokenizer, rows: StreamRows, row: Row) -> tuple[int, list[str]]:
+    """A row of joined documents.
+
+    `|end|` is the end token; `|cut|` shows that the document goes on in another row; `|no label|` that its
+    last token predicts nothing.
     """
-    head = (
-        f"{rows.rows_per_epoch} rows of {rows.sequence_length} tokens an epoch, "
-        f"documents {'isolated' if isolate_documents else 'joined'}"
-    )
-    shown = [rows.read(i) for i in range(n)]
-    real = sum(row.length for row in shown)
-    lines = [head, *(_render(prepared, rows, row, i, isolate_documents) for i, row in enumerate(shown))]
-    lines.append(f"real tokens in these rows: {_share(real, n * rows.sequence_length)}")
-    return "\n\n".join(lines)
+    labels = row.has_label(rows.isolate_documents)
+    lines = [f"labels {int(labels.sum())}, documents {'isolated' if rows.isolate_documents else 'joined'}"]
+    for start, end in _runs(row.documents[: row.length]):
+        ids = row.ids[start:end]
+        text = _short(repr(tokenizer.decode(ids)), WIDTH) + (
+            "|end|" if ids[-1] == tokenizer.end_id else "|cut|"
+        )
+        mark = "" if labels[end - 1] else "|no label|"
+        count = int(labels[start:end].sum())
+        lines.append(
+            f"document {row.documents[start]}, tokens {start}-{end - 1}, labels {count}: {text}{mark}"
+        )
+    return row.length, lines
+
+
+def render_packed(tokenizer: Tokenizer, rows: PackedRows, row: Any) -> tuple[int, list[str]]:
+    """A row of samples with what is to be predicted; see `render_batch`."""
+    return render_batch(tokenizer, rows, row, rows.label_names)
+
+
+def render_batch(
+    tokenizer: Tokenizer, rows: Rows, row: Any, label_names: tuple[str, ...] = ()
+) -> tuple[int, list[str]]:
+    """Any row, as the model gets it.
+
+    `[x:y]` means that the input has x where y is to be predicted; each segment of a pair has a line.
+    """
+    batch = rows.collate([row])
+    real, ids = batch.num_tokens or 0, batch.ids[0].numpy()
+    labels = np.full(len(ids), IGNORE)
+    if batch.labels is not None:
+        places = np.arange(len(ids)) if batch.selected is None else batch.selected[0].numpy()
+        has_label = batch.labels[0].numpy() != IGNORE
+        labels[places[has_label]] = batch.labels[0].numpy()[has_label]
+    documents = np.zeros(len(ids)) if batch.documents is None else batch.documents[0].numpy()
+    segments = np.zeros(len(ids)) if batch.segments is None else batch.segments[0].numpy()
+    lines = [f"labels {int((labels != IGNORE).sum())}"]
+    for number, (start, end) in enumerate(_runs(documents[:real])):
+        count = int((labels[start:end] != IGNORE).sum())
+        told = ""
+        if batch.sample_labels is not None:
+            label = int(batch.sample_labels[0, number])
+            told = f", label {label}" + (f" ({label_names[label]})" if label_names else "")
+        lines.append(f"sample {number}, tokens {start}-{end - 1}, labels {count}{told}")
+        for first, last in _runs(segments[start:end]):
+            part = slice(start + first, start + last)
+            lines.append("  " + _short(_marked(tokenizer, ids[part], labels[part]), MARKED_WIDTH))
+    return real, lines
+
+
+RENDERERS: dict[type, Renderer] = {StreamRows: render_stream, PackedRows: render_packed}
+"""How rows of each kind are shown; others as batches."""
+
+
+def _marked(tokenizer: Tokenizer, ids: np.ndarray, labels: np.ndarray) -> str:
+    """Text of a part of a sample with its labels in it."""
+    parts = []
+    for i, label in zip(ids.tolist(), labels.tolist(), strict=True):
+        original = i if label == IGNORE else label
+        text = _token(tokenizer, i)
+        if label != IGNORE:
+            text = f"[{text}:{_token(tokenizer, label)}]"
+        parts.append(text if tokenizer.continues_word[original] else " " + text)
+    return " ".join("".join(parts).split())
+
+
+def _token(tokenizer: Tokenizer, i: int) -> str:
+    """Text of one token; special ones by name."""
+    if i == tokenizer.mask_id:
+        return "MASK"
+    token = tokenizer.inner.id_to_token(i)
+    return (tokenizer.decode([i]).strip() or str(token)).removeprefix("##")
+
+
+def _runs(values: np.ndarray) -> list[tuple[int, int]]:
+    """Start and end of each run of equal values."""
+    starts = np.flatnonzero(np.diff(values, prepend=values[:1] - 1)).tolist()
+    return list(zip(starts, [*starts, len(values)][1:], strict=True))
 
 
 def _share(part: int, of: int) -> str:
     return f"{part} of {of} ({100 * part / max(of, 1):.1f} %)"
 
 
-def _render(prepared: Prepared, rows: StreamRows, row: Row, number: int, isolate_documents: bool) -> str:
-    labels = row.has_label(isolate_documents)
-    lines = [
-        f"row {number}: real tokens {_share(row.length, rows.sequence_length)}, labels {int(labels.sum())}"
-    ]
-    documents = row.documents[: row.length]
-    starts = np.flatnonzero(np.diff(documents, prepend=-1))
-    for start, end in zip(starts, [*starts[1:], row.length], strict=True):
-        count = int(labels[start:end].sum())
-        text = _text(prepared, row.ids[start:end])
-        mark = "" if labels[end - 1] else "|no label|"
-        lines.append(f"  document {documents[start]}, tokens {start}-{end - 1}, labels {count}: {text}{mark}")
-    if row.length < rows.sequence_length:
-        lines.append(f"  padding, tokens {row.length}-{rows.sequence_length - 1}, labels 0")
-    return "\n".join(lines)
-
-
-def _text(prepared: Prepared, ids: np.ndarray) -> str:
-    """A document's text on one line, shortened in the middle."""
-    tokenizer = prepared.tokenizer
-    text = repr(tokenizer.decode(ids))
-    if len(text) > WIDTH:
-        text = f"{text[: WIDTH // 2]} [...] {text[-WIDTH // 2 :]}"
-    return text + ("|end|" if ids[-1] == tokenizer.end_id else "|cut|")
+def _short(text: str, width: int) -> str:
+    """A text shortened in the middle."""
+    return text if len(text) <= width else f"{text[: width // 2]} [...] {text[-width // 2 :]}"

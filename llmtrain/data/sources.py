@@ -8,7 +8,7 @@ from llmtrain.data.builtin import python_code_source, python_prose_source
 from llmtrain.data.corpus import Source
 from llmtrain.data.files import text_source
 from llmtrain.data.huggingface import huggingface_source
-from llmtrain.schema.groups import HuggingFaceData, PythonCodeData, PythonProseData, TextData
+from llmtrain.schema.data import HuggingFaceData, PythonCodeData, PythonProseData, TextData
 
 SOURCES: dict[type, Callable[..., Source]] = {
     TextData: text_source,

@@ -19,9 +19,16 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from llmtrain.data import pieces
+from llmtrain.data import pieces, wordpiece
 from llmtrain.data.pieces import any_border, word_border
-from llmtrain.schema.groups import BPETokenizer, BytesTokenizer, CharactersTokenizer, FileTokenizer
+from llmtrain.data.words import continuations
+from llmtrain.schema.tokenizer import (
+    BPETokenizer,
+    BytesTokenizer,
+    CharactersTokenizer,
+    FileTokenizer,
+    WordPieceTokenizer,
+)
 from llmtrain.utils.errors import DataError
 
 END = "<|endoftext|>"
@@ -34,19 +41,31 @@ KNOWN_ENDS = (END, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "<|im_end|>", 
 """End tokens that are looked for in a foreign tokenizer.json, in this order."""
 
 
+SPECIAL = {
+    "cls_id": ("[CLS]", "<cls>", "<s>"),
+    "sep_id": ("[SEP]", "<sep>", "</s>"),
+    "mask_id": ("[MASK]", "<mask>"),
+    "pad_id": ("[PAD]", "<pad>"),
+}
+"""Special tokens and the names that they go by."""
+
+
 class Tokenizer:
     """Text to token ids and back.
 
     Args:
         inner: the tokenizer of the tokenizers library; truncation, padding and BPE dropout are switched
             off in it, for ids must depend on nothing but the text.
-        kind: bytes, characters, bpe or file. The first two promise ids that their fast paths rely upon.
+        kind: bytes, characters, bpe, wordpiece or file. The first two promise ids that their fast paths
+            rely upon.
         end_token: the token that ends a document.
 
     Attributes:
         vocab_size: highest id plus one.
         end_id: id that ends a document; `encode` never gives it.
         unknown_id: id of what the tokenizer does not know, or None where nothing is unknown.
+        cls_id, sep_id, mask_id, pad_id: ids of the tokens that frame a text, stand for a masked token and
+            fill a row; None where the tokenizer has no such token.
         dtype: uint16 where every id fits, else uint32.
         cuttable: whether a long document may be cut without changing any id, see `cut`.
 
@@ -75,7 +94,11 @@ class Tokenizer:
         self.dtype: np.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
         unknown = getattr(inner.model, "unk_token", None)
         self.unknown_id: int | None = None if unknown is None else inner.token_to_id(unknown)
-        self.cuttable = kind in ("bytes", "characters") or _splits_like_gpt2(inner)
+        self.cls_id, self.sep_id, self.mask_id, self.pad_id = (
+            next((i for i in map(inner.token_to_id, names) if i is not None), None)
+            for names in SPECIAL.values()
+        )
+        self.cuttable = kind in ("bytes", "characters") or _splits_like_gpt2_or_bert(inner)
 
     @classmethod
     def from_json(cls, text: str, *, end_token: str | None = None, kind: str | None = None) -> Tokenizer:
@@ -114,6 +137,20 @@ class Tokenizer:
         """Hash of everything that the ids depend upon."""
         return hashlib.sha256(f"{self.end_id}\n{self.to_json()}".encode()).hexdigest()
 
+    @cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        """Ids that stand for text: all but the special tokens and the unknown one, sorted, int64."""
+        special = {i for i, token in self.inner.get_added_tokens_decoder().items() if token.special}
+        named = {self.end_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id, self.pad_id}
+        return np.array(sorted(set(self.inner.get_vocab(True).values()) - special - named), np.int64)
+
+    @cached_property
+    def continues_word(self) -> np.ndarray:
+        """Which ids are pieces that continue a word, (V,) bool; none where a piece does not show it."""
+        if self.kind in ("bytes", "characters"):
+            return np.zeros(self.vocab_size, bool)
+        return continuations(self.inner, self.vocab_size)
+
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, (n,) of `dtype`, without any special token.
 
@@ -136,6 +173,13 @@ class Tokenizer:
             ids = [np.array(next(encoded).ids, dtype=self.dtype) for _ in parts]
             result.append(ids[0] if len(ids) == 1 else np.concatenate(ids))
         return result
+
+    def encode_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids of each text, (n,) int64, and where each token stands in it, (n, 2) int64 characters."""
+        encodings = self.inner.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (np.array(one.ids, np.int64), np.array(one.offsets, np.int64).reshape(-1, 2)) for one in encodings
+        ]
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """Text of ids; end tokens are left out, a character cut in half shows as U+FFFD."""
@@ -202,15 +246,14 @@ def _state(part: Any) -> dict[str, Any]:
     return {} if part is None else json.loads(part.__getstate__())
 
 
-def _splits_like_gpt2(inner: tokenizers.Tokenizer) -> bool:
-    """Whether words are split by GPT-2's pattern and nothing else reaches across a line end or blank."""
-    state = _state(inner.pre_tokenizer)
-    return (
-        inner.normalizer is None
-        and state.get("type") == "ByteLevel"
-        and state.get("use_regex") is True
-        and state.get("add_prefix_space") is False
-        and all(token.special for token in inner.get_added_tokens_decoder().values())
+def _splits_like_gpt2_or_bert(inner: tokenizers.Tokenizer) -> bool:
+    """Whether words are split as GPT-2 or BERT do: nothing reaches across a line end or blank there."""
+    normalizer, splitter = _state(inner.normalizer), _state(inner.pre_tokenizer)
+    gpt2 = {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}
+    like_gpt2 = not normalizer and gpt2.items() <= splitter.items()
+    like_bert = normalizer.get("type") == "BertNormalizer" and splitter.get("type") == "BertPreTokenizer"
+    return (like_gpt2 or like_bert) and all(
+        token.special for token in inner.get_added_tokens_decoder().values()
     )
 
 
@@ -279,26 +322,45 @@ def bpe_tokenizer(config: BPETokenizer, texts: Iterator[str]) -> Tokenizer:
     return Tokenizer(inner, kind="bpe")
 
 
+def wordpiece_tokenizer(config: WordPieceTokenizer, texts: Iterator[str]) -> Tokenizer:
+    """WordPiece, trained on the first `train_bytes` of the text; the same text, the same pieces."""
+    inner = wordpiece.train(
+        _first_bytes(texts, config.train_bytes),
+        vocab_size=config.vocab_size,
+        lowercase=config.lowercase,
+        min_frequency=config.min_frequency,
+    )
+    return Tokenizer(inner, kind="wordpiece", end_token=wordpiece.SEP)
+
+
 def file_tokenizer(config: FileTokenizer) -> Tokenizer:
-    """A tokenizer.json, or the one in a folder.
+    """A tokenizer.json or BERT's vocab.txt, or the one in a folder.
 
     Raises:
         DataError: there is none, or it cannot be used.
     """
     if config.path is None:
-        raise DataError("no tokenizer file is named", "tokenizer.path", "set tokenizer.path=<tokenizer.json>")
+        raise DataError(
+            "no tokenizer file is named",
+            "tokenizer.path",
+            "set tokenizer.path=<tokenizer.json, vocab.txt or a folder with one of them>",
+        )
     path = Path(config.path).expanduser()
     if path.is_dir():
-        path = path / "tokenizer.json"
+        only_vocab = (path / "vocab.txt").exists() and not (path / "tokenizer.json").exists()
+        path = path / ("vocab.txt" if only_vocab else "tokenizer.json")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"the tokenizer cannot be read: {error}",
             f"tokenizer.path={config.path}",
-            "give a tokenizer.json or a folder with one",
+            "give a tokenizer.json, a vocab.txt or a folder with one of them",
         ) from error
-    return Tokenizer.from_json(text, end_token=config.end_token)
+    if path.suffix != ".txt":
+        return Tokenizer.from_json(text, end_token=config.end_token)
+    inner = wordpiece.from_vocab(wordpiece.read_vocab(text), **wordpiece.settings(path, config.lowercase))
+    return Tokenizer(inner, kind="file", end_token=config.end_token or wordpiece.SEP)
 
 
 def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
@@ -333,6 +395,7 @@ TOKENIZERS: dict[type, Callable[..., Tokenizer]] = {
     BytesTokenizer: bytes_tokenizer,
     CharactersTokenizer: Trained(characters_tokenizer, per_character=True),
     BPETokenizer: Trained(bpe_tokenizer),
+    WordPieceTokenizer: Trained(wordpiece_tokenizer),
     FileTokenizer: file_tokenizer,
 }
 """Builder of each kind: `builder(config)`, or `Trained`: `builder(config, texts)`."""

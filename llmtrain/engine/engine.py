@@ -6,8 +6,10 @@ import collections
 import contextlib
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmtrain.data.batch import Batch
 from llmtrain.data.loader import Loader
 from llmtrain.engine.state import TrainState
 from llmtrain.engine.step import PlainStep, StepResult
@@ -21,6 +23,9 @@ from llmtrain.utils.errors import DivergedError, ExitCode
 from llmtrain.utils.signals import EXIT_CODE_OF_SIGNAL, StopFlag
 
 logger = logging.getLogger(__name__)
+
+TOKENS, PLACES = "tokens", "places"
+"""Names under which real tokens, and tokens with padding, are counted along with the labels."""
 
 STOP_CODES = [ExitCode.OK, *EXIT_CODE_OF_SIGNAL.values()]
 """Why the loop may end before the last step: out of time (train.minutes), or a signal."""
@@ -48,7 +53,6 @@ class Engine:
         schedule: factor of the learning rate.
         base_rate: highest learning rate.
         total_steps: length of the run.
-        tokens_per_step: in a global batch.
         max_bad_steps: consecutive skipped steps before giving up.
         minutes: stop after so many, or None.
         stop: flag that signals set.
@@ -65,7 +69,6 @@ class Engine:
         schedule: Schedule,
         base_rate: float,
         total_steps: int,
-        tokens_per_step: int,
         max_bad_steps: int,
         minutes: float | None,
         stop: StopFlag,
@@ -78,7 +81,7 @@ class Engine:
         self.schedule = schedule
         self.base_rate = base_rate
         self.total_steps = total_steps
-        self.tokens_per_step = tokens_per_step
+        self.ended_early = False
         self.max_bad_steps = max_bad_steps
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.stop = stop
@@ -100,18 +103,19 @@ class Engine:
             hook.start(self)
         while state.step < self.total_steps:
             batches = self.loader.next()
-            counts, stopped = self._agree([self.step.objective.count(batch) for batch in batches])
+            counts, stopped = self._agree([self._count(batch) for batch in batches])
             if stopped is not None:
                 break
+            tokens, places = int(counts.pop(TOKENS)), int(counts.pop(PLACES))
             factor = self.schedule.factor(state.step)
             self.learning_rate = self.base_rate * factor
             scale_learning_rate(self.step.optimizer, factor)
             result = self.step(batches, counts, state.step)
             state.step += 1
             state.row = self.loader.row
-            state.tokens += self.tokens_per_step
+            state.tokens += tokens
             self.tracker.record(result.stats | {"gradient_norm": result.norm / dist.world_size()})
-            self.throughput.add(self.tokens_per_step, self.loader.wait_seconds)
+            self.throughput.add(tokens, places, self.loader.wait_seconds)
             self.loader.wait_seconds = 0.0
             self._verdicts.append((state.step, result))
             self._check_verdicts(self._verdict_delay)
@@ -127,15 +131,25 @@ class Engine:
         self.event("finished" if done else "stopped", "", step=state.step, exit_code=stopped or ExitCode.OK)
         return stopped or ExitCode.OK
 
+    def end_early(self) -> None:
+        """Let this step be the last one of the run; for hooks."""
+        self.total_steps = self.state.step
+        self.ended_early = True
+
+    def _count(self, batch: Batch) -> dict[str, float]:
+        """What is counted in a batch: the objective's denominators, real tokens, and places for tokens."""
+        assert batch.num_tokens is not None
+        return self.step.objective.count(batch) | {TOKENS: batch.num_tokens, PLACES: batch.ids.numel()}
+
     def stop_requested(self) -> bool:
         """Whether any process was asked to stop. Collective."""
         return self._agree([{}])[1] is not None
 
-    def _agree(self, counts: list[dict[str, int]]) -> tuple[dict[str, float], int | None]:
+    def _agree(self, counts: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], int | None]:
         """Exchange label counts and stop requests, in one small message before each step.
 
         Returns:
-            labels of the global batch by name, at least 1 each; and why to stop, or None.
+            labels of the global batch by name, 1 where there are none; and why to stop, or None.
         """
         names = list(counts[0])
         labels = [float(sum(part[name] for part in counts)) for name in names]
@@ -147,7 +161,7 @@ class Engine:
         total = dist.sum_over_ranks(labels + asked)
         reasons = [code for code, votes in zip(STOP_CODES, total[len(names) :], strict=True) if votes]
         stop = reasons[-1] if reasons else None
-        return {name: max(1.0, value) for name, value in zip(names, total, strict=False)}, stop
+        return {name: value or 1.0 for name, value in zip(names, total, strict=False)}, stop
 
     def _check_verdicts(self, delay: int) -> None:
         """Look at the steps that are done for certain; count and name the bad ones, give up on too many."""

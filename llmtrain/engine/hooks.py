@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from llmtrain.checkpoint.store import CheckpointStore
-from llmtrain.data.batch import Batch
 from llmtrain.engine.engine import Engine, Hook
-from llmtrain.engine.evaluate import evaluate
-from llmtrain.model.assembled import Assembled
-from llmtrain.objective.build import Objective
 from llmtrain.utils.device import peak_memory_bytes
 
 
@@ -31,6 +28,11 @@ class LogHook(Hook):
         if engine.state.step % self.every == 0 or engine.state.step == engine.total_steps:
             self.report(engine)
 
+    def finish(self, engine: Engine) -> None:
+        """Report what an early end has left."""
+        if engine.state.step >= engine.total_steps:
+            self.report(engine)
+
     def report(self, engine: Engine) -> None:
         """Mean statistics since the last report, speed and memory. Collective."""
         stats = engine.tracker.report()
@@ -38,7 +40,7 @@ class LogHook(Hook):
             return
         speed = engine.throughput.report()
         state = engine.state
-        left = (engine.total_steps - state.step) * engine.tokens_per_step
+        left = (engine.total_steps - state.step) * state.tokens / state.step
         engine.report(
             {
                 "kind": "train",
@@ -54,58 +56,85 @@ class LogHook(Hook):
         )
 
 
+@dataclass
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        scores: `loss` among them.
+        counts: what they were measured on.
+        keep: called, in every process, when these are the best scores so far.
+    """
+
+    scores: dict[str, float]
+    counts: dict[str, float]
+    keep: Callable[[], None] = lambda: None
+
+
+Evaluator = Callable[[Callable[[], bool]], Evaluation | None]
+"""Evaluates, collectively; asks its argument now and then whether to stop, and then gives None."""
+
+
 class EvaluateHook(Hook):
-    """Evaluates on the validation rows every `every` steps and after the last one.
+    """Evaluates every `every` steps and after the last one, and remembers the best score.
 
     Args:
         every: 0 evaluates after the last step only.
-        model: the bare model, not its wrapper: evaluation needs no exchange of gradients.
-        objective: weighs the sums.
-        batches: makes a new pass over this process's validation batches.
+        evaluate: finds the scores.
+        metric: score by which the best step is chosen: of `loss` the lowest, of others the highest.
+        patience: end the training after so many evaluations without a new best one, or None.
     """
 
-    def __init__(
-        self,
-        every: int,
-        model: Assembled,
-        objective: Objective,
-        batches: Callable[[], Iterator[Batch]],
-    ) -> None:
+    def __init__(self, every: int, evaluate: Evaluator, metric: str, patience: int | None = None) -> None:
         self.every = every
-        self.model = model
-        self.objective = objective
-        self.batches = batches
+        self.evaluator = evaluate
+        self.metric = metric
+        self.patience = patience
 
     def start(self, engine: Engine) -> None:
-        """Make up for an evaluation that a stop has cut off."""
+        """Make up for an evaluation that a stop has cut off; stay ended where patience has ended it."""
         if engine.state.evaluation_due:
             self.evaluate(engine)
+        self._end_early(engine)
 
     def after_step(self, engine: Engine) -> None:
         """Evaluate if it is time."""
         step = engine.state.step
         if (self.every and step % self.every == 0) or step == engine.total_steps:
             self.evaluate(engine)
+            self._end_early(engine)
 
     def evaluate(self, engine: Engine) -> None:
-        """Evaluate, report, remember the best loss. Given up as soon as the run is asked to stop."""
-        state, step = engine.state, engine.step
+        """Evaluate, report, remember the best. Given up as soon as the run is asked to stop."""
+        state = engine.state
         engine.tracker.reduce()  # waits for the device, so that its work is not counted as a pause
         with engine.throughput.paused():
-            result = evaluate(
-                self.model, self.objective, self.batches(), step.device, step.autocast, engine.stop_requested
-            )
+            result = self.evaluator(engine.stop_requested)
         state.evaluation_due = result is None
         if result is None:
             return
-        stats, counts = result
-        loss = state.validation_loss = stats["loss"]
-        if math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss):
-            state.best_loss, state.best_step = loss, state.step
+        state.validation = result.scores
+        score = result.scores[self.metric]
+        if math.isfinite(score) and (state.best_score is None or self._better(score, state.best_score)):
+            state.best_score, state.best_step, state.stale_evaluations = score, state.step, 0
+            result.keep()
+        else:
+            state.stale_evaluations += 1
         record: dict[str, Any] = {"kind": "validation", "step": state.step}
-        record |= {f"validation_{name}": value for name, value in stats.items()}
-        record |= {f"validation_{name}": int(value) for name, value in counts.items()}
+        record |= {f"validation_{name}": value for name, value in result.scores.items()}
+        record |= {f"validation_{name}": int(value) for name, value in result.counts.items()}
         engine.report(record)
+
+    def _better(self, score: float, best: float) -> bool:
+        return score < best if self.metric == "loss" else score > best
+
+    def _end_early(self, engine: Engine) -> None:
+        stale = engine.state.stale_evaluations
+        if self.patience is None or stale < self.patience or engine.state.step >= engine.total_steps:
+            return
+        text = f"no better {self.metric} in {stale} evaluations: the training ends here"
+        engine.event("ended_early", text, step=engine.state.step)
+        engine.end_early()
 
 
 class CheckpointHook(Hook):
@@ -113,7 +142,7 @@ class CheckpointHook(Hook):
 
     Args:
         every: 0 saves at the end only.
-        best: keep the checkpoint with the lowest validation loss.
+        best: keep the checkpoint with the best validation score.
         store: writes checkpoints.
         tensors: all tensors of the run, by name.
         files: texts that belong to each checkpoint, by file name.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -13,13 +13,14 @@ class TrainState:
     Attributes:
         step: optimizer steps done.
         row: rows of the endless stream taken; the whole state of the data.
-        tokens: tokens in these rows.
+        tokens: real tokens in these rows.
         seconds: time spent in training steps, over all restarts.
         bad_steps: steps skipped because loss or gradients were not finite.
         bad_in_a_row: how many of these were the last ones.
-        best_loss: lowest validation loss so far.
+        best_score: best validation score so far, by the run's metric.
         best_step: the step that reached it.
-        validation_loss: the last one that was measured.
+        stale_evaluations: evaluations since then.
+        validation: the last scores that were measured, by name.
         evaluation_due: an evaluation at this step was cut off by a stop; it comes first after a restart.
     """
 
@@ -29,9 +30,10 @@ class TrainState:
     seconds: float = 0.0
     bad_steps: int = 0
     bad_in_a_row: int = 0
-    best_loss: float | None = None
+    best_score: float | None = None
     best_step: int | None = None
-    validation_loss: float | None = None
+    stale_evaluations: int = 0
+    validation: dict[str, float] = field(default_factory=dict)
     evaluation_due: bool = False
 
     def state_dict(self) -> dict[str, Any]:

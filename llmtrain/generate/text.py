@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from llmtrain.data.batch import Batch
 from llmtrain.generate.sampler import draw, next_token_probabilities
 from llmtrain.model.assembled import Assembled
 from llmtrain.schema.fields import SampleConfig
@@ -53,8 +54,8 @@ def generate_tokens(
     for _ in range(config.max_new_tokens):
         poll()
         with autocast():
-            hidden_BTD = model.backbone(ids[:, -max_positions:])
-            logits_BV = model.head.predict(hidden_BTD[:, -1:])[:, 0]
+            batch = Batch(ids[:, -max_positions:])
+            logits_BV = model.head.predict(model.hidden(batch)[:, -1:], batch)[:, 0]
         tokens = draw(next_token_probabilities(logits_BV, config), generators)
         ids = torch.cat([ids, tokens.to(device)[:, None]], dim=1)
         ended |= tokens == end_id

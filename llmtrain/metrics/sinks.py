@@ -90,7 +90,7 @@ def format_number(name: str, value: Any) -> str:
     """A number as people like to read it."""
     if not isinstance(value, float | int) or isinstance(value, bool):
         return str(value)
-    if name in ("mfu", "data_wait"):
+    if name in ("mfu", "data_wait", "real_tokens"):
         return f"{100 * value:.1f}%"
     if name.endswith("_bytes"):
         return f"{value / 1e9:.2f}GB"
@@ -114,6 +114,7 @@ SHORT_NAMES = {
     "tokens_per_second": "tok/s",
     "memory_bytes": "mem",
     "data_wait": "wait",
+    "real_tokens": "real",
     "validation_loss": "val",
 }
 """How columns are called where space is scarce."""
@@ -195,6 +196,7 @@ class LivePanel:
         names = [
             ("learning_rate", "gradient_norm", "tokens_per_second"),
             ("mfu", "memory_bytes", "data_wait"),
+            ("real_tokens",),
         ]
         for row in names:
             table.add_row(*(self._cell(name, latest) for name in row))

@@ -23,7 +23,7 @@ class Throughput:
 
     def __init__(
         self,
-        flops_per_token: int,
+        flops_per_token: float,
         peak_flops: Callable[[], float | None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -34,7 +34,7 @@ class Throughput:
         self._clock = clock
         self._paused = 0.0
         self._reported_at = self._taken_at = clock()
-        self._tokens = 0
+        self._tokens = self._places = 0
         self._waited = 0.0
 
     def _active(self) -> float:
@@ -50,22 +50,28 @@ class Throughput:
         finally:
             self._paused += self._clock() - start
 
-    def add(self, tokens: int, waited: float) -> None:
-        """Count the tokens of a step and the seconds that it waited for data."""
+    def add(self, tokens: int, places: int, waited: float) -> None:
+        """Count a step: its real tokens, its places for tokens (padding included), its wait for data."""
         self._tokens += tokens
+        self._places += places
         self._waited += waited
 
     def report(self) -> dict[str, float]:
-        """tokens_per_second, mfu (where the peak is known) and data_wait (share) since the last report."""
+        """Since the last report: tokens_per_second, mfu (where the peak is known), and shares: real_tokens
+        among the places for tokens, data_wait of the time."""
         now = self._active()
         seconds = max(now - self._reported_at, 1e-9)
-        speed = {"tokens_per_second": self._tokens / seconds, "data_wait": self._waited / seconds}
+        speed = {
+            "tokens_per_second": self._tokens / seconds,
+            "real_tokens": self._tokens / max(self._places, 1),
+            "data_wait": self._waited / seconds,
+        }
         if not self._peak_known:
             with self.paused():
                 self._peak, self._peak_known = self._measure_peak(), True
         if self._peak:
             speed["mfu"] = speed["tokens_per_second"] * self.flops_per_token / self._peak
-        self._reported_at, self._tokens, self._waited = now, 0, 0.0
+        self._reported_at, self._tokens, self._places, self._waited = now, 0, 0, 0.0
         return speed
 
     def take_seconds(self) -> float:

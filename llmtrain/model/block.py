@@ -1,29 +1,60 @@
-"""The transformer block."""
+"""Transformer blocks, for decoders and encoders alike."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
 from llmtrain.model.layers.attention import SelfAttention
+from llmtrain.model.layers.dropout import Dropout
 from llmtrain.model.layers.mlp import build_mlp
 from llmtrain.model.layers.norm import build_norm
 from llmtrain.model.layers.position import Rotation
-from llmtrain.schema.groups import GPTConfig
+from llmtrain.schema.model import TransformerConfig
 
 
-class DecoderBlock(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+class Block(nn.Module, ABC):
+    """Attention and a feed-forward layer, each added to the stream; where the norms stand is the subclass's.
 
-    def __init__(self, config: GPTConfig) -> None:
+    Args:
+        config: of the model.
+        num_kv_heads: G, heads of keys and values. Default: as many as heads.
+    """
+
+    def __init__(self, config: TransformerConfig, num_kv_heads: int | None = None) -> None:
         super().__init__()
-        kv_heads = config.num_kv_heads or config.num_heads
         self.attention_norm = build_norm(config.norm, config.dim, config.norm_eps, config.bias)
-        self.attention = SelfAttention(config.dim, config.num_heads, kv_heads, config.bias, config.dropout)
+        self.attention = SelfAttention(
+            config.dim,
+            config.num_heads,
+            num_kv_heads or config.num_heads,
+            config.bias,
+            config.dropout,
+            config.causal,
+        )
         self.mlp_norm = build_norm(config.norm, config.dim, config.norm_eps, config.bias)
         self.mlp = build_mlp(config.dim, config.hidden_dim, config.activation, config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+
+
+class PreNormBlock(Block):
+    """x + attention(norm(x)), then x + mlp(norm(x)): GPT-2 and later models."""
 
     def forward(self, x_BTD: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), mask, rotation))
         return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
+
+
+class PostNormBlock(Block):
+    """norm(x + attention(x)), then norm(x + mlp(x)): the first transformers and BERT."""
+
+    def forward(self, x_BTD: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, mask, rotation)))
+        return self.mlp_norm(x_BTD + self.dropout(self.mlp(x_BTD)))

@@ -8,33 +8,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmtrain.model.assembled import Assembled
+from llmtrain.model.assembled import Assembled, Backbone, Head
+from llmtrain.model.bert import BERT
 from llmtrain.model.gpt import GPT
-from llmtrain.model.heads import LanguageModelHead
-from llmtrain.schema.groups import GPTConfig, ModelConfig
+from llmtrain.schema.model import BERTConfig, GPTConfig, ModelConfig
 
-
-def build_gpt(config: GPTConfig) -> Assembled:
-    """GPT with a language-model head."""
-    backbone = GPT(config)
-    assert config.vocab_size is not None
-    embedding = backbone.embedding
-    head = LanguageModelHead(config.dim, config.vocab_size, embedding.num_embeddings)
-    if config.tie_embeddings:
-        head.projection.weight = embedding.weight
-    return Assembled(backbone, head)
-
-
-MODELS: dict[type, Callable[[Any], Assembled]] = {GPTConfig: build_gpt}
-"""Model families."""
+MODELS: dict[type, Callable[[Any], Backbone]] = {GPTConfig: GPT, BERTConfig: BERT}
+"""Model families: the backbone for a config."""
 
 
 def build_model(
-    config: ModelConfig, builders: Mapping[type, Callable[[Any], Assembled]] = MODELS
+    config: ModelConfig,
+    build_head: Callable[[Backbone], Head],
+    builders: Mapping[type, Callable[[Any], Backbone]] = MODELS,
 ) -> Assembled:
-    """The model on the meta device: shapes without memory."""
+    """The model on the meta device: shapes without memory.
+
+    Args:
+        config: of the backbone, with `vocab_size` resolved.
+        build_head: `Objective.build_head`: what is learned decides the head.
+        builders: the families.
+    """
     with torch.device("meta"):
-        return builders[type(config)](config)
+        backbone = builders[type(config)](config)
+        return Assembled(backbone, build_head(backbone))
 
 
 def materialise(model: Assembled, device: torch.device) -> None:

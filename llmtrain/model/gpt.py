@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.model.assembled import Backbone
-from llmtrain.model.block import DecoderBlock
+from llmtrain.model.block import PreNormBlock
 from llmtrain.model.layers.attention import document_mask
+from llmtrain.model.layers.dropout import Dropout
+from llmtrain.model.layers.embedding import build_embedding
 from llmtrain.model.layers.norm import build_norm
 from llmtrain.model.layers.position import rotary_table
-from llmtrain.schema.groups import GPTConfig, Position
+from llmtrain.schema.model import GPTConfig, Position
 
 
 class GPT(Backbone):
@@ -34,17 +36,26 @@ class GPT(Backbone):
         super().__init__()
         assert config.vocab_size is not None
         self.config = config
+        self.causal = True
         self.vocab_size = config.vocab_size
-        padded_vocab = math.ceil(config.vocab_size / config.vocab_multiple) * config.vocab_multiple
-        self.embedding = nn.Embedding(padded_vocab, config.dim)
+        self.dim, self.norm_eps, self.dropout_rate = config.dim, config.norm_eps, config.dropout
+        self.tie_embeddings = config.tie_embeddings
+        self.activation = config.activation
+        self.embedding = build_embedding(config.vocab_size, config.vocab_multiple, config.dim)
         learned = config.position is Position.learned
         self.position = nn.Embedding(config.max_positions, config.dim) if learned else None
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList([DecoderBlock(config) for _ in range(config.num_layers)])
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            [PreNormBlock(config, config.num_kv_heads) for _ in range(config.num_layers)]
+        )
         self.norm = build_norm(config.norm, config.dim, config.norm_eps, config.bias)
 
     def forward(
-        self, ids: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the last norm.
 
@@ -52,6 +63,7 @@ class GPT(Backbone):
             ids: (B, T) token ids.
             positions: (B, T); None means 0..T-1.
             documents: (B, T); None lets every token attend to all before it.
+            segments: not used.
 
         Returns:
             (B, T, D)
@@ -65,7 +77,7 @@ class GPT(Backbone):
         else:
             head_dim = self.config.dim // self.config.num_heads
             rotation = rotary_table(positions, head_dim, self.config.rotary_theta)
-        mask = None if documents is None else document_mask(documents)
+        mask = None if documents is None else document_mask(documents, causal=True)
         x_BTD = self.dropout(x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, mask, rotation)

@@ -1,51 +1,362 @@
-"""Heads: from hidden states to sums of losses, or to predictions."""
+"""Heads: from hidden states to sums of losses, or to predictions.
+
+Losses are summed in fp32 whatever the format of the products.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmtrain.model.assembled import Head
+from llmtrain.data.batch import IGNORE, Batch
+from llmtrain.model.assembled import Backbone, Head
 from llmtrain.model.kernels.linear_cross_entropy import linear_cross_entropy
+from llmtrain.model.layers.dropout import Dropout
+from llmtrain.model.layers.mlp import build_gelu
+from llmtrain.schema.task import Pool, Target
+
+
+def select(hidden_BTD: Tensor, positions_BM: Tensor | None) -> Tensor:
+    """Hidden states at some positions of each row, (B, M, D); None takes all, (B, T, D)."""
+    if positions_BM is None:
+        return hidden_BTD
+    return hidden_BTD.gather(1, positions_BM[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
+
+
+def labelled(hidden_BTD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hidden states at the labels of a batch, (N, D), and the labels, (N,).
+
+    On a CPU what is labelled IGNORE is left out; elsewhere counting the rest would make the host wait.
+    """
+    assert batch.labels is not None
+    hidden_ND, labels_N = select(hidden_BTD, batch.selected).flatten(0, 1), batch.labels.flatten()
+    if labels_N.device.type != "cpu":
+        return hidden_ND, labels_N
+    kept = (labels_N != IGNORE).nonzero()[:, 0]
+    if len(kept) == len(labels_N):
+        return hidden_ND, labels_N
+    return hidden_ND.index_select(0, kept), labels_N.index_select(0, kept)
+
+
+def class_weights(weights: Sequence[float], device: torch.device) -> Tensor | None:
+    """Weights of classes for a loss function; none where there are none."""
+    return torch.tensor(list(weights), dtype=torch.float32, device=device) if weights else None
+
+
+class VocabularyProjection(nn.Linear):
+    """Hidden states -> scores of all tokens.
+
+    Args:
+        backbone: its embedding's weight is the projection's too where `tie_embeddings` says so. Rows of
+            the weight beyond its vocabulary stay outside the softmax.
+        bias: whether there is one for each token.
+    """
+
+    def __init__(self, backbone: Backbone, bias: bool) -> None:
+        super().__init__(backbone.dim, backbone.embedding.num_embeddings, bias)
+        self.vocab_size = backbone.vocab_size
+        if backbone.tie_embeddings:
+            self.weight = backbone.embedding.weight
+
+    def loss(
+        self, hidden_ND: Tensor, labels_N: Tensor, count_correct: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sum of cross-entropies, and number of correct predictions; see `linear_cross_entropy`."""
+        return linear_cross_entropy(
+            hidden_ND, self.weight, labels_N, self.vocab_size, self.bias, count_correct
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V), real tokens only."""
+        bias = None if self.bias is None else self.bias[: self.vocab_size]
+        return F.linear(hidden, self.weight[: self.vocab_size], bias)
+
+    def flops_per_label(self) -> int:
+        """Floating-point operations of forward and backward for one label."""
+        return 6 * self.vocab_size * self.in_features
 
 
 class LanguageModelHead(Head):
-    """Projects hidden states onto the vocabulary.
+    """Scores of the next token at each position.
+
+    Args:
+        backbone: whose hidden states it takes; see `VocabularyProjection`.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.projection = VocabularyProjection(backbone, bias=False)
+
+    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the labelled positions: `loss`, cross-entropies."""
+        loss, _ = self.projection.loss(*labelled(hidden_BTD, batch))
+        return {"loss": loss}
+
+    def predict(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+        """Logits over the real tokens, (B, T, V)."""
+        logits_BTV: Tensor = self.projection(hidden_BTD)
+        return logits_BTV
+
+    def flops_per_label(self) -> int:
+        """Floating-point operations of forward and backward for one label."""
+        return self.projection.flops_per_label()
+
+
+class MaskedProjection(nn.Module):
+    """Hidden states -> scores of all tokens by way of one more layer (Devlin et al. 2019, as released).
+
+    Args:
+        backbone: whose hidden states it takes; see `VocabularyProjection`.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.dense = nn.Linear(backbone.dim, backbone.dim)
+        self.activation = build_gelu(backbone.activation)
+        self.norm = nn.LayerNorm(backbone.dim, eps=backbone.norm_eps)
+        self.projection = VocabularyProjection(backbone, bias=True)
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        transformed: Tensor = self.norm(self.activation(self.dense(hidden)))
+        return transformed
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V), real tokens only."""
+        logits: Tensor = self.projection(self.transform(hidden))
+        return logits
+
+    def flops_per_label(self) -> int:
+        """Floating-point operations of forward and backward for one label."""
+        return 6 * self.dense.weight.numel() + self.projection.flops_per_label()
+
+
+class MaskedHead(Head):
+    """Scores of the tokens behind the masks.
+
+    Args:
+        backbone: whose hidden states it takes.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.masked = MaskedProjection(backbone)
+
+    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the labelled positions.
+
+        Returns:
+            loss: cross-entropies (fp32 scalar).
+            correct: labels with the highest score (fp32 scalar, no gradient).
+        """
+        hidden_ND, labels_N = labelled(hidden_BTD, batch)
+        transformed_ND = self.masked.transform(hidden_ND)
+        loss, correct = self.masked.projection.loss(transformed_ND, labels_N, count_correct=True)
+        assert correct is not None
+        return {"loss": loss, "correct": correct}
+
+    def predict(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+        """Logits over the real tokens at the selected positions, (B, M, V); at all if none are selected."""
+        logits_BMV: Tensor = self.masked(select(hidden_BTD, batch.selected))
+        return logits_BMV
+
+    def flops_per_label(self) -> int:
+        """Floating-point operations of forward and backward for one label."""
+        return self.masked.flops_per_label()
+
+
+class Pooler(nn.Module):
+    """BERT's reading of the first token for a whole sample: a layer and tanh.
 
     Args:
         dim: D.
-        vocab_size: V, real tokens; rows of the weight beyond it stay outside the softmax.
-        padded_vocab_size: rows of the weight, which may be tied to the token embedding afterwards.
     """
 
-    def __init__(self, dim: int, vocab_size: int, padded_vocab_size: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
-        self.projection = nn.Linear(dim, padded_vocab_size, bias=False)
+        self.dense = nn.Linear(dim, dim)
 
-    def forward(self, hidden_BTD: Tensor, labels_BM: Tensor, selected_BM: Tensor | None) -> dict[str, Tensor]:
-        """Sums over the labelled positions.
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return torch.tanh(self.dense(hidden))
 
-        Args:
-            hidden_BTD: hidden states.
-            labels_BM: token to predict, or IGNORE.
-            selected_BM: position of each label; None means that M = T.
+
+class MaskedNextHead(MaskedHead):
+    """Masked tokens, and whether the second segment of a sample follows the first.
+
+    Args:
+        backbone: whose hidden states it takes.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self.pooler = Pooler(backbone.dim)
+        self.next = nn.Linear(backbone.dim, 2)
+
+    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the labelled positions and over the samples.
 
         Returns:
-            loss: sum of cross-entropies (fp32 scalar).
+            loss, correct: of the masked tokens, see `MaskedHead`.
+            next_loss: cross-entropies of class 0 (it follows) and 1 (it does not) (fp32 scalar).
+            next_correct: samples with the right class (fp32 scalar, no gradient).
         """
-        if selected_BM is not None:
-            index = selected_BM[..., None].expand(-1, -1, hidden_BTD.shape[-1])
-            hidden_BTD = hidden_BTD.gather(1, index)
-        loss = linear_cross_entropy(
-            hidden_BTD.flatten(0, 1), self.projection.weight, labels_BM.flatten(), self.vocab_size
-        )
-        return {"loss": loss}
+        assert batch.sample_labels is not None
+        labels_N = batch.sample_labels.flatten()
+        logits_N2 = self.predict_next(hidden_BTD, batch).flatten(0, 1)
+        return super().forward(hidden_BTD, batch) | {
+            "next_loss": F.cross_entropy(logits_N2, labels_N, ignore_index=IGNORE, reduction="sum"),
+            "next_correct": (logits_N2.argmax(dim=1) == labels_N).sum().float(),
+        }
 
-    def predict(self, hidden_BTD: Tensor) -> Tensor:
-        """Logits over the real tokens, (B, T, V)."""
-        return F.linear(hidden_BTD, self.projection.weight[: self.vocab_size])
+    def predict_next(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+        """Logits of the two classes for each packed sample, (B, S, 2) fp32."""
+        assert batch.first is not None
+        logits_BS2: Tensor = self.next(self.pooler(select(hidden_BTD, batch.first)))
+        return logits_BS2.float()
 
-    def flops_per_token(self) -> int:
-        """Floating-point operations of forward and backward for one labelled token."""
-        return 6 * self.vocab_size * self.projection.in_features
+
+class SampleHead(Head):
+    """One class, several classes or numbers for each packed sample.
+
+    Args:
+        backbone: whose hidden states it takes.
+        num_outputs: C, classes or numbers.
+        pool: what stands for a sample: the state of its `first` position (which may be its last token, see
+            `Batch.first`), or the mean over its tokens. An encoder's first state goes through a `Pooler`.
+        target: label (cross-entropy), labels (binary cross-entropies) or number (squared error).
+        weights: of each class in the loss; none is 1 for all.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_outputs: int,
+        pool: Pool = Pool.auto,
+        target: Target = Target.label,
+        weights: Sequence[float] = (),
+    ) -> None:
+        super().__init__()
+        assert len(weights) in (0, num_outputs), (len(weights), num_outputs)
+        if pool is Pool.auto:
+            pool = Pool.last if backbone.causal else Pool.first
+        self.pool, self.target, self.weights = pool, target, weights
+        has_pooler = pool is Pool.first and not backbone.causal
+        self.pooler = Pooler(backbone.dim) if has_pooler else None
+        self.dropout = Dropout(backbone.dropout_rate)
+        self.classifier = nn.Linear(backbone.dim, num_outputs)
+
+    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the samples: `loss` (fp32 scalar), weighted where there are weights."""
+        assert batch.sample_labels is not None
+        scores_NC, targets = self.predict(hidden_BTD, batch).flatten(0, 1), batch.sample_labels.flatten(0, 1)
+        weights = class_weights(self.weights, scores_NC.device)
+        if self.target is Target.label:
+            return {
+                "loss": F.cross_entropy(scores_NC, targets, weights, ignore_index=IGNORE, reduction="sum")
+            }
+        given = targets != IGNORE
+        targets = targets.where(given, 0).to(scores_NC.dtype)
+        if self.target is Target.number:
+            losses = F.mse_loss(scores_NC, targets, reduction="none")
+        else:
+            losses = F.binary_cross_entropy_with_logits(scores_NC, targets, weights, reduction="none")
+        return {"loss": losses.where(given, 0).sum()}
+
+    def predict(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+        """Logits of the classes, or numbers, for each packed sample, (B, S, C) fp32."""
+        assert batch.first is not None
+        if self.pool is Pool.mean:
+            pooled_BSD = sample_means(hidden_BTD, batch.documents, batch.first.shape[1])
+        else:
+            pooled_BSD = select(hidden_BTD, batch.first)
+        if self.pooler is not None:
+            pooled_BSD = self.pooler(pooled_BSD)
+        scores_BSC: Tensor = self.classifier(self.dropout(pooled_BSD))
+        return scores_BSC.float()
+
+    def flops_per_label(self) -> int:
+        """Floating-point operations of forward and backward for one sample."""
+        return 6 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim > 1)
+
+
+def sample_means(hidden_BTD: Tensor, documents_BT: Tensor | None, num_samples: int) -> Tensor:
+    """Mean hidden state of each packed sample, (B, S, D).
+
+    Args:
+        hidden_BTD: hidden states.
+        documents_BT: sample k of a row has number k; None means that each row is one sample.
+        num_samples: S; the mean of a sample that is not there is 0.
+    """
+    if documents_BT is None:
+        assert num_samples == 1, "rows of several samples need document numbers"
+        return hidden_BTD.mean(dim=1, keepdim=True)
+    numbers_S = torch.arange(num_samples, device=documents_BT.device)
+    member_BST = (documents_BT[:, None, :] == numbers_S[:, None]).to(hidden_BTD.dtype)
+    return member_BST @ hidden_BTD / member_BST.sum(dim=2, keepdim=True).clamp(min=1)
+
+
+class TokenHead(Head):
+    """A class for each position.
+
+    Args:
+        backbone: whose hidden states it takes.
+        num_labels: C.
+        weights: of each class in the loss; none is 1 for all.
+    """
+
+    def __init__(self, backbone: Backbone, num_labels: int, weights: Sequence[float] = ()) -> None:
+        super().__init__()
+        assert len(weights) in (0, num_labels), (len(weights), num_labels)
+        self.weights = weights
+        self.dropout = Dropout(backbone.dropout_rate)
+        self.classifier = nn.Linear(backbone.dim, num_labels)
+
+    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the labelled positions: `loss` (fp32 scalar), weighted where there are weights."""
+        hidden_ND, labels_N = labelled(hidden_BTD, batch)
+        scores_NC = self.classifier(self.dropout(hidden_ND)).float()
+        weights = class_weights(self.weights, scores_NC.device)
+        return {"loss": F.cross_entropy(scores_NC, labels_N, weights, ignore_index=IGNORE, reduction="sum")}
+
+    def predict(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+        """Logits of the classes at the selected positions, (B, M, C) fp32; at all where none are selected."""
+        scores_BMC: Tensor = self.classifier(self.dropout(select(hidden_BTD, batch.selected)))
+        return scores_BMC.float()
+
+    def flops_per_label(self) -> int:
+        """Floating-point operations of forward and backward for one label."""
+        return 6 * self.classifier.weight.numel()
+
+
+class SpanHead(Head):
+    """Where in a row a span starts and ends.
+
+    Args:
+        backbone: whose hidden states it takes.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.span = nn.Linear(backbone.dim, 2)
+
+    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the rows: `loss`, cross-entropies of start and of end (fp32 scalar)."""
+        assert batch.labels is not None
+        scores_BT2 = self.predict(hidden_BTD, batch)
+        # Each position is a class; start and end are two predictions of a row.
+        return {"loss": F.cross_entropy(scores_BT2, batch.labels, ignore_index=IGNORE, reduction="sum")}
+
+    def predict(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+        """Logits of each position to be start and end, (B, T, 2) fp32; -inf outside the row's sample."""
+        scores_BT2: Tensor = self.span(hidden_BTD).float()
+        if batch.documents is None:
+            return scores_BT2
+        return scores_BT2.masked_fill((batch.documents != 0)[..., None], -torch.inf)
+
+    def flops_per_label(self) -> int:
+        """Floating-point operations of forward and backward for one row's position."""
+        return 6 * self.span.weight.numel()

@@ -32,4 +32,6 @@ def initialise(model: Assembled, seed: int) -> None:
 
 def is_vocabulary(name: str) -> bool:
     """Whether the rows of a matrix stand for tokens."""
-    return name in ("backbone.embedding.weight", "head.projection.weight")
+    return name == "backbone.embedding.weight" or (
+        name.startswith("head.") and name.endswith("projection.weight")
+    )

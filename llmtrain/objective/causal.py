@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from llmtrain.data.batch import IGNORE, Batch
-from llmtrain.data.causal import causal_batch
-from llmtrain.data.rows import Row
+from llmtrain.data.rows import StreamRows
+from llmtrain.data.store import View
+from llmtrain.model.assembled import Backbone
+from llmtrain.model.heads import LanguageModelHead
 
 
 class Causal:
@@ -18,16 +18,29 @@ class Causal:
         isolate_documents: keep attention and prediction inside each document.
     """
 
+    labelled_share = 1.0
+
     def __init__(self, isolate_documents: bool) -> None:
         self.isolate_documents = isolate_documents
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
-        """Rows of the plan -> batch with labels."""
-        return causal_batch(rows, self.isolate_documents)
+    def rows(self, view: View, *, sequence_length: int, seed: int, shuffle: bool) -> StreamRows:
+        """Rows of the joined documents, every token an input once in an epoch."""
+        return StreamRows(
+            view,
+            sequence_length=sequence_length,
+            seed=seed,
+            shuffle=shuffle,
+            isolate_documents=self.isolate_documents,
+        )
 
-    def count(self, batch: Batch) -> dict[str, int]:
+    def build_head(self, backbone: Backbone) -> LanguageModelHead:
+        """Projection onto the vocabulary."""
+        return LanguageModelHead(backbone)
+
+    def count(self, batch: Batch) -> dict[str, float]:
         """Number of labels: the denominator of the loss."""
-        return {"tokens": int((batch.labels != IGNORE).sum())}
+        assert batch.labels is not None
+        return {"labels": int((batch.labels != IGNORE).sum())}
 
     def loss(self, sums: dict[str, Tensor], counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the head's sums by global counts.
@@ -40,5 +53,5 @@ class Causal:
             the loss whose gradients, summed over all parts, are those of the mean over all labels;
             and statistics that add up over the parts.
         """
-        loss = sums["loss"] / counts["tokens"]
+        loss = sums["loss"] / counts["labels"]
         return loss, {"loss": loss.detach()}

@@ -2,35 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llmtrain.schema.groups import AdamWConfig, OptimConfig
+from llmtrain.schema.optim import AdamWConfig, OptimConfig
+from llmtrain.utils.errors import ConfigError
 
 
 def parameter_groups(
     parameters: dict[str, nn.Parameter], config: OptimConfig, embeddings: set[str]
 ) -> list[dict[str, Any]]:
-    """Two groups: matrices decay; norms, biases and (by default) embeddings do not.
+    """Groups of one weight decay and one rate: matrices decay; norms, biases and (by default) embeddings do
+    not; with `layer_decay` the rate of a group falls with its distance from the head.
 
     Args:
-        parameters: name -> parameter, each once.
-        config: `weight_decay` and `decay_embeddings` are used.
+        parameters: name -> parameter, each once; those that are frozen are left out.
+        config: `weight_decay`, `decay_embeddings`, `lr` and `layer_decay` are used.
         embeddings: names that belong to embeddings.
     """
-
-    def decays(name: str, parameter: nn.Parameter) -> bool:
-        return parameter.ndim >= 2 and (config.decay_embeddings or name not in embeddings)
-
-    decayed = [parameter for name, parameter in parameters.items() if decays(name, parameter)]
-    plain = [parameter for name, parameter in parameters.items() if not decays(name, parameter)]
+    groups: dict[tuple[bool, int], list[nn.Parameter]] = {}
+    num_blocks = 1 + max((block_number(name) for name in parameters), default=-1)
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and (config.decay_embeddings or name not in embeddings)
+            distance = distance_from_head(name, num_blocks) if config.layer_decay < 1 else 0
+            groups.setdefault((decays, distance), []).append(parameter)
     return [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {
+            "params": groups[decays, distance],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "lr": config.lr * config.layer_decay**distance,
+        }
+        for decays, distance in sorted(groups, key=lambda key: (not key[0], key[1]))
     ]
+
+
+def block_number(name: str) -> int:
+    """Number of the block that a parameter is in, or -1."""
+    match = re.match(r"backbone\.blocks\.(\d+)\.", name)
+    return int(match[1]) if match else -1
+
+
+def distance_from_head(name: str, num_blocks: int) -> int:
+    """How far below the head a parameter works: 0 in the head and in a norm above all blocks, 1 in the last
+    block, and so on down to the embeddings (Clark et al. 2020, "ELECTRA", layer-wise decay)."""
+    number = block_number(name)
+    if number >= 0:
+        return num_blocks - number
+    return 0 if name.startswith(("head.", "backbone.norm.")) else num_blocks + 1
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Let the parameters whose names match one of the patterns learn nothing.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing is left to learn.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
+            raise ConfigError(
+                f"no parameter matches {pattern!r}",
+                "optim.freeze",
+                f"names look like {', '.join(names[:: max(1, len(names) // 6)])}",
+            )
+        for name in matching:
+            model.get_parameter(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("everything is frozen", "optim.freeze", "leave something to learn, such as head.*")
 
 
 def embedding_names(model: nn.Module) -> set[str]:
@@ -56,7 +101,7 @@ def build_optimizer(
     model: nn.Module,
     builders: Mapping[type, Callable[..., torch.optim.Optimizer]] = OPTIMIZERS,
 ) -> torch.optim.Optimizer:
-    """The optimizer over all parameters of a model, with its state already there (zeros)."""
+    """The optimizer over all parameters of a model that learn, with its state already there (zeros)."""
     groups = parameter_groups(dict(model.named_parameters()), config, embedding_names(model))
     optimizer = builders[type(config)](config, groups)
     create_state(optimizer)

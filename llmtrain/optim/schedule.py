@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llmtrain.schema.groups import ConstantSchedule, CosineSchedule, LinearSchedule, ScheduleConfig
+from llmtrain.schema.optim import ConstantSchedule, CosineSchedule, LinearSchedule, ScheduleConfig
 
 Shape = Callable[[float], float]
 """Progress after the warm-up, 0 to 1 -> factor of the highest learning rate."""

@@ -1,69 +1,158 @@
-"""Opening a finished checkpoint for use: its config, tokenizer and model."""
+"""Opening what `init_from` names: a finished checkpoint for use, or weights to start a training from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from llmtrain.checkpoint.hf.read import is_hf_directory, read_hf
 from llmtrain.checkpoint.read import read_file, read_tensors, resolve
-from llmtrain.checkpoint.state import MODEL_PREFIX, model_tensors
+from llmtrain.checkpoint.state import MODEL_PREFIX
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model, materialise
+from llmtrain.objective.build import Objective, build_objective
 from llmtrain.recipe.context import Context
 from llmtrain.schema.load import build
-from llmtrain.schema.roots import PretrainConfig
+from llmtrain.schema.model import ModelConfig
+from llmtrain.schema.roots import ROOTS, FinetuneConfig, PretrainConfig
 from llmtrain.schema.stored import read_plain
+from llmtrain.task.base import Task
+from llmtrain.task.build import build_task
 from llmtrain.utils.errors import ConfigError
+
+CARRIED = ("backbone.", "head.pooler.")
+"""Names of the parameters that fine-tuning takes over; the rest of the head is drawn anew."""
 
 
 @dataclass
 class Checkpointed:
-    """A checkpoint in memory, on the device, in evaluation mode."""
+    """A checkpoint in memory, on the device, in evaluation mode.
+
+    Attributes:
+        task: of a fine-tuned model; None for a language model.
+    """
 
     path: Path
-    config: PretrainConfig
+    config: PretrainConfig | FinetuneConfig
     tokenizer: Tokenizer
+    objective: Objective
+    task: Task | None
     model: Assembled
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Of the backbone; a stored config always has it."""
+        assert self.config.model is not None
+        return self.config.model
+
+
+@dataclass
+class Pretrained:
+    """Weights to start from, and what belongs to them.
+
+    Attributes:
+        path: where they are.
+        tensors: name of a parameter -> its value; reads them when it is called.
+        unknown: keys of a foreign file that stand for nothing here.
+    """
+
+    path: Path
+    model: ModelConfig
+    tokenizer: Tokenizer
+    tensors: Callable[[], dict[str, Tensor]]
+    unknown: list[str]
+
+
+def read_config(checkpoint: Path, context: Context) -> PretrainConfig | FinetuneConfig:
+    """The configuration in a checkpoint: plain data; plugins that it names are not loaded."""
+    where = str(checkpoint / "config.yaml")
+    verb, data = read_plain(read_file(checkpoint, "config.yaml"), where)
+    config: PretrainConfig | FinetuneConfig = build(ROOTS[verb], data, context.registry, where)
+    return config
 
 
 def open_checkpoint(source: str, context: Context, device: torch.device) -> Checkpointed:
-    """Load what `init_from` names: a run directory or a checkpoint.
-
-    The config inside is read as plain data, and plugins that it names are not loaded.
-    """
+    """Load a run directory or a checkpoint for use."""
+    if is_hf_directory(Path(source)):
+        raise ConfigError(
+            f"{source} is a Hugging Face model directory", "init_from", "train it first: llmtrain finetune"
+        )
     path = resolve(Path(source))
-    where = str(path / "config.yaml")
-    _, data = read_plain(read_file(path, "config.yaml"), where)
-    config: PretrainConfig = build(PretrainConfig, data, context.registry, where)
+    config = read_config(path, context)
     tokenizer = Tokenizer.from_json(read_file(path, "tokenizer.json"))
-    model = build_model(config.model, context.builders)
+    assert config.model is not None
+    task: Task | None = None
+    objective: Objective
+    if isinstance(config, FinetuneConfig):
+        objective = task = build_task(config.task, config.model.causal, context.builders)
+    else:
+        objective = build_objective(config.objective, config.data, context.builders)
+    model = build_model(config.model, objective.build_head, context.builders)
     materialise(model, device)
-    load_weights(model, path)
+    load_weights(model, checkpoint_tensors(path), path)
     model.eval()
-    return Checkpointed(path, config, tokenizer, model)
+    return Checkpointed(path, config, tokenizer, objective, task, model)
 
 
-def load_weights(model: Assembled, checkpoint: Path) -> None:
-    """Copy the weights of a checkpoint into a model of the same shape.
+def open_pretrained(source: str, context: Context) -> Pretrained:
+    """Open a run directory, a checkpoint or a Hugging Face model directory to start a training from."""
+    folder = Path(source).expanduser()
+    if is_hf_directory(folder):
+        found = read_hf(folder)
+        tokenizer = Tokenizer.from_json(found.tokenizer_json)
+        return Pretrained(folder, found.config, tokenizer, lambda: found.tensors, found.unknown)
+    path = resolve(folder)
+    config = read_config(path, context)
+    assert config.model is not None
+    tokenizer = Tokenizer.from_json(read_file(path, "tokenizer.json"))
+    return Pretrained(path, config.model, tokenizer, lambda: checkpoint_tensors(path), [])
+
+
+def checkpoint_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """The parameters of a checkpoint by name, verified, on the CPU."""
+    tensors = read_tensors(checkpoint, MODEL_PREFIX)
+    return {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def load_weights(
+    model: Assembled, tensors: dict[str, Tensor], where: Path, required: tuple[str, ...] = ("",)
+) -> list[str]:
+    """Copy weights into a model.
+
+    Args:
+        model: some of its parameters may have no counterpart.
+        tensors: by name.
+        where: they come from, for the message.
+        required: parameters whose names start so must be there.
+
+    Returns:
+        names of the parameters that were left as they are.
 
     Raises:
-        ConfigError: names or shapes differ.
+        ConfigError: one that is required is missing, or shapes differ.
     """
-    saved, wanted = read_tensors(checkpoint, MODEL_PREFIX), model_tensors(model)
-    differing = sorted(
+    wanted = dict(model.named_parameters())
+    wrong = [
         name
-        for name in saved.keys() | wanted.keys()
-        if name not in saved or name not in wanted or saved[name].shape != wanted[name].shape
-    )
-    if differing:
-        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        for name, parameter in wanted.items()
+        if (name not in tensors and name.startswith(required))
+        or (name in tensors and tensors[name].shape != parameter.shape)
+    ]
+    if required == ("",):
+        wrong += sorted(tensors.keys() - wanted.keys())
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ConfigError(
-            f"the weights do not fit the model: {', '.join(differing[:5])}{more}",
-            str(checkpoint),
+            f"the weights do not fit the model: {', '.join(sorted(wrong)[:5])}{more}",
+            str(where),
             "use the model and the tokenizer of that run; its config.yaml tells them",
         )
-    for name, tensor in wanted.items():
-        tensor.copy_(saved[name])
+    for name in wanted.keys() & tensors.keys():
+        wanted[name].copy_(tensors[name])
+    return sorted(wanted.keys() - tensors.keys())

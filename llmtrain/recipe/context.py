@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +12,20 @@ from llmtrain.objective.build import OBJECTIVES
 from llmtrain.optim.optimizer import OPTIMIZERS
 from llmtrain.optim.schedule import SCHEDULES
 from llmtrain.schema.registry import Registry
+from llmtrain.task.build import TASKS
 from llmtrain.utils.run_directory import RunDirectory
 from llmtrain.utils.signals import StopFlag
 
-BUILDERS: dict[type, Callable[..., Any]] = {
+BUILDERS: dict[type, Any] = {
     **SOURCES,
     **TOKENIZERS,
     **MODELS,
     **OBJECTIVES,
+    **TASKS,
     **OPTIMIZERS,
     **SCHEDULES,
 }
-"""Everything that ships: config class -> builder."""
+"""Everything that ships: config class -> what builds it (a function; for a task its `TaskKind`)."""
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Context:
 
     run: RunDirectory | None
     registry: Registry
-    builders: dict[type, Callable[..., Any]]
+    builders: dict[type, Any]
     stop: StopFlag
 
     @property

@@ -10,7 +10,8 @@ from llmtrain.data.prepare import Prepared, prepare
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.terminal import preparation_progress
-from llmtrain.schema.groups import DataConfig, TokenizerConfig
+from llmtrain.schema.data import DataConfig
+from llmtrain.schema.tokenizer import TokenizerConfig
 from llmtrain.utils import dist
 from llmtrain.utils.errors import Stopped
 

@@ -9,11 +9,18 @@ from rich.table import Table
 from llmtrain.data.tokenizer import file_tokenizer
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model
+from llmtrain.objective.build import build_objective
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.resolve import DEFAULT_EPOCHS, micro_batch_size, resolve_precision
 from llmtrain.recipe.terminal import make_console
-from llmtrain.schema.groups import BPETokenizer, BytesTokenizer, FileTokenizer, TokenizerConfig
 from llmtrain.schema.roots import PretrainConfig
+from llmtrain.schema.tokenizer import (
+    BPETokenizer,
+    BytesTokenizer,
+    FileTokenizer,
+    TokenizerConfig,
+    WordPieceTokenizer,
+)
 from llmtrain.utils import dist
 from llmtrain.utils.device import pick_device
 
@@ -26,9 +33,11 @@ def dry_run(config: PretrainConfig, context: Context) -> int:
     accumulation = train.batch_size // (micro * processes)
     vocab_size = config.model.vocab_size or expected_vocab_size(config.tokenizer)
     sized = dataclasses.replace(config.model, vocab_size=vocab_size or 1)
-    model = build_model(sized, context.builders)
+    objective = build_objective(config.objective, config.data, context.builders)
+    model = build_model(sized, objective.build_head, context.builders)
     table = Table(box=None, show_header=False)
     tokens = train.batch_size * train.sequence_length
+    flops = model.flops_per_token(train.sequence_length, objective.labelled_share)
     rows = {
         "batch": f"{micro} micro batch x {accumulation} accumulation x {processes} data parallel"
         f" = {train.batch_size} rows",
@@ -37,7 +46,7 @@ def dry_run(config: PretrainConfig, context: Context) -> int:
         "vocabulary": vocabulary(vocab_size, config.tokenizer),
         "parameters": parameters(model, vocab_size is not None),
         "precision": resolve_precision(config.precision, pick_device(config.launch.device.value)).value,
-        "FLOPs per token": f"{model.flops_per_token(train.sequence_length):.3e} (6 N + 12 L d T)",
+        "FLOPs per token": f"{flops:.3e} (6 N + 12 L d T)",
     }
     for name, value in rows.items():
         table.add_row(name, value)
@@ -49,7 +58,7 @@ def expected_vocab_size(config: TokenizerConfig) -> int | None:
     """Tokens of the tokenizer as far as they are known without the data."""
     if isinstance(config, BytesTokenizer):
         return 257
-    if isinstance(config, BPETokenizer):
+    if isinstance(config, BPETokenizer | WordPieceTokenizer):
         return config.vocab_size
     if isinstance(config, FileTokenizer):
         return file_tokenizer(config).vocab_size
@@ -60,7 +69,11 @@ def vocabulary(vocab_size: int | None, config: TokenizerConfig) -> str:
     """How many tokens, and how certain that is."""
     if vocab_size is None:
         return "known when the data is read"
-    return f"at most {vocab_size:,}" if isinstance(config, BPETokenizer) else f"{vocab_size:,}"
+    return (
+        f"at most {vocab_size:,}"
+        if isinstance(config, BPETokenizer | WordPieceTokenizer)
+        else f"{vocab_size:,}"
+    )
 
 
 def length(config: PretrainConfig, tokens_per_step: int) -> str:

@@ -1,4 +1,4 @@
-"""`llmtrain evaluate`: perplexity and bits per byte of a checkpoint on a text."""
+"""`llmtrain evaluate`: scores of a checkpoint, of a language model on a text, of a task on its files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+import torch
 from rich.table import Table
 
 from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.data.loader import evaluation_batches
-from llmtrain.data.rows import StreamRows
 from llmtrain.data.store import View
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.evaluate import evaluate
@@ -21,56 +22,113 @@ from llmtrain.objective.build import build_objective
 from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data
+from llmtrain.recipe.finetune import read_examples
+from llmtrain.recipe.predict import require_task
 from llmtrain.recipe.resolve import resolve_precision
+from llmtrain.recipe.scoring import TaskData, measure, print_tables, score, write_predictions
 from llmtrain.recipe.terminal import make_console
-from llmtrain.schema.groups import DataConfig
-from llmtrain.schema.roots import EvaluateConfig
+from llmtrain.schema.data import DataConfig
+from llmtrain.schema.roots import EvaluateConfig, PretrainConfig
+from llmtrain.task.base import TaskKind
 from llmtrain.utils.device import pick_device
 from llmtrain.utils.errors import ConfigError, DataError
 
 
 def evaluate_checkpoint(config: EvaluateConfig, context: Context) -> int:
-    """Print loss (nats per token), perplexity and bits per byte.
-
-    The text is cut into rows that do not overlap; each token is predicted once, from what stands before
-    it in its row, but for those with nothing before them (the first; with isolated documents the first
-    of each). Longer rows therefore give lower numbers. Bytes are those of the predicted tokens.
-    """
+    """Print the scores of a checkpoint: of a task on its files, or of a language model on a text."""
     device = pick_device(config.launch.device.value)
     assert config.init_from is not None
     loaded = open_checkpoint(config.init_from, context, device)
+    if loaded.task is None:
+        return evaluate_text(config, context, loaded, device)
+    return evaluate_task(config, context, loaded, device)
+
+
+def evaluate_task(
+    config: EvaluateConfig, context: Context, loaded: Checkpointed, device: torch.device
+) -> int:
+    """Print the scores and tables of a fine-tuned model on files, or on the run's validation examples."""
+    task, trained = require_task(loaded)
+    if config.data is not None:
+        raise ConfigError(
+            "a fine-tuned model is evaluated on examples, not on a text", "data", "give paths=[FILE]"
+        )
+    kind: TaskKind = context.builders[type(trained.task)]
+    if config.paths:
+        examples = kind.read(trained.task, [Path(path).expanduser() for path in config.paths], labelled=True)
+    else:
+        _, _, examples = read_examples(kind, trained.task, trained.run.seed)
+    if not examples.items:
+        raise DataError("there are no examples to evaluate on", str(loaded.path), "give paths=[FILE]")
+    for line in examples.skipped:
+        print(f"warning: {line}", file=sys.stderr)
+    kind.resolve(trained.task, examples)  # labels that the model does not know are an error
+    length = config.sequence_length or trained.train.sequence_length
+    data = TaskData.make(task, examples.items, loaded.tokenizer, length, config.batch_size)
+    precision = resolve_precision(config.precision, device)
+    found = measure(
+        task,
+        loaded.model,
+        data,
+        device,
+        autocast(device, precision.value),
+        config.batch_size,
+        lambda: bool(context.stop.exit_code),
+    )
+    if found is None:
+        return context.stop.exit_code
+    scored = score(task, *found, data)
+    if config.output is not None:
+        write_predictions(Path(config.output), scored.predictions)
+    print_result({"checkpoint": str(loaded.path), **scored.scores, "examples": len(examples.items)})
+    console = make_console()
+    if console.is_terminal:
+        print_tables(console, scored.tables)
+    return 0
+
+
+def evaluate_text(
+    config: EvaluateConfig, context: Context, loaded: Checkpointed, device: torch.device
+) -> int:
+    """Print the loss (nats per label) and what else the objective counts.
+
+    For an autoregressive model also perplexity and bits per byte: the text is cut into rows that do not
+    overlap; each token is predicted once, from what stands before it in its row, but for those with
+    nothing before them (the first; with isolated documents the first of each). Longer rows therefore give
+    lower numbers. Bytes are those of the predicted tokens.
+    """
+    trained = loaded.config
+    assert isinstance(trained, PretrainConfig)
     length = row_length(config, loaded)
-    data = data_to_evaluate(config, loaded)
-    rows = StreamRows(
+    data = data_to_evaluate(config, trained)
+    objective = build_objective(trained.objective, data, context.builders)
+    rows = objective.rows(
         text_to_evaluate(config, context, loaded, data),
         sequence_length=length,
-        seed=loaded.config.run.seed,
+        seed=trained.run.seed,
         shuffle=False,
     )
-    objective = build_objective(loaded.config.objective, data, context.builders)
     precision = resolve_precision(config.precision, device)
     predicted = Predicted(loaded.tokenizer)
-    result = evaluate(
+    measured = evaluate(
         loaded.model,
         objective,
-        predicted.watch(evaluation_batches(rows, objective.collate, config.batch_size, 0, 1)),
+        predicted.watch(evaluation_batches(rows, config.batch_size, 0, 1)),
         device,
         autocast(device, precision.value),
         lambda: bool(context.stop.exit_code),
     )
-    if result is None:
+    if measured is None:
         return context.stop.exit_code
-    loss = result[0]["loss"]
-    report = {
-        "checkpoint": str(loaded.path),
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte": loss * predicted.tokens / math.log(2) / max(1, predicted.bytes),
-        "tokens": predicted.tokens,
-        "bytes": predicted.bytes,
-        "sequence_length": length,
-    }
-    print_result(report)
+    loss = measured.stats["loss"]
+    report: dict[str, object] = {"checkpoint": str(loaded.path), **measured.stats}
+    if trained.objective.causal:
+        report["perplexity"] = math.exp(min(loss, 700.0))
+        report["bits_per_byte"] = loss * predicted.tokens / math.log(2) / max(1, predicted.bytes)
+        report |= {"tokens": predicted.tokens, "bytes": predicted.bytes}
+    else:
+        report |= {name: int(count) for name, count in measured.counts.items()}
+    print_result({**report, "sequence_length": length})
     return 0
 
 
@@ -85,6 +143,7 @@ class Predicted:
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches."""
         for batch in batches:
+            assert batch.labels is not None
             labels = batch.labels[batch.labels != IGNORE].numpy()
             self.tokens += len(labels)
             self.bytes += self.tokenizer.count_bytes(labels)
@@ -97,7 +156,7 @@ def row_length(config: EvaluateConfig, loaded: Checkpointed) -> int:
     Raises:
         ConfigError: the model cannot take rows of that length.
     """
-    length, longest = config.sequence_length, loaded.config.model.max_positions
+    length, longest = config.sequence_length, loaded.model_config.max_positions
     if length is not None and length > longest:
         raise ConfigError(
             f"rows of {length} tokens are longer than the {longest} positions of the model",
@@ -107,9 +166,9 @@ def row_length(config: EvaluateConfig, loaded: Checkpointed) -> int:
     return length or loaded.config.train.sequence_length
 
 
-def data_to_evaluate(config: EvaluateConfig, loaded: Checkpointed) -> DataConfig:
+def data_to_evaluate(config: EvaluateConfig, trained: PretrainConfig) -> DataConfig:
     """The given data, nothing held out, with documents isolated as in training; or the run's own data."""
-    trained_on = loaded.config.data
+    trained_on = trained.data
     if config.data is None:
         return trained_on
     isolate = config.data.isolate_documents or trained_on.isolate_documents

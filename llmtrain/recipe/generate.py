@@ -13,6 +13,7 @@ from llmtrain.recipe.context import Context
 from llmtrain.recipe.resolve import resolve_precision
 from llmtrain.schema.roots import GenerateConfig
 from llmtrain.utils.device import pick_device
+from llmtrain.utils.errors import ConfigError
 
 
 def generate(config: GenerateConfig, context: Context) -> int:
@@ -20,6 +21,12 @@ def generate(config: GenerateConfig, context: Context) -> int:
     device = pick_device(config.launch.device.value)
     assert config.init_from is not None
     loaded = open_checkpoint(config.init_from, context, device)
+    if not loaded.model.backbone.causal:
+        raise ConfigError(
+            "the model looks at both sides of a token: it does not generate text",
+            str(loaded.path),
+            "give a run with a decoder, such as model=gpt/tiny",
+        )
     precision = resolve_precision(config.precision, device)
     prompt = loaded.tokenizer.encode(config.prompt).tolist() if config.prompt else []
     unknown = sum(token == loaded.tokenizer.unknown_id for token in prompt)
@@ -30,7 +37,7 @@ def generate(config: GenerateConfig, context: Context) -> int:
         prompt,
         config.sample,
         end_id=loaded.tokenizer.end_id,
-        max_positions=loaded.config.model.max_positions,
+        max_positions=loaded.model_config.max_positions,
         device=device,
         autocast=autocast(device, precision.value),
         poll=context.stop.poll,

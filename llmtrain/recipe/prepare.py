@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from llmtrain.data.prepare import PrepareReport
-from llmtrain.data.rows import StreamRows
 from llmtrain.data.show import render_rows
+from llmtrain.objective.build import build_objective
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data
 from llmtrain.recipe.terminal import make_console
@@ -21,12 +21,14 @@ def prepare_data(config: PrepareConfig, context: Context) -> int:
     for warning in prepared.report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     if config.show:
-        rows = StreamRows(
+        objective = build_objective(config.objective, config.data, context.builders)
+        rows = objective.rows(
             prepared.train,
             sequence_length=config.train.sequence_length,
             seed=config.run.seed,
+            shuffle=True,
         )
-        console.print(render_rows(prepared, rows, config.show, config.data.isolate_documents))
+        console.print(render_rows(prepared.tokenizer, rows, config.show), markup=False)
     return 0
 
 

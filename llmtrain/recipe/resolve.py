@@ -8,10 +8,8 @@ import shutil
 
 import torch
 
-from llmtrain.model.assembled import Assembled
 from llmtrain.schema.fields import Compile, Precision, TrainConfig
-from llmtrain.schema.groups import ModelConfig
-from llmtrain.schema.roots import PretrainConfig
+from llmtrain.schema.model import ModelConfig
 from llmtrain.utils.device import default_precision
 from llmtrain.utils.errors import ConfigError
 
@@ -78,16 +76,18 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-def resolve_compile(
-    config: PretrainConfig, device: torch.device, model: Assembled, steps: int, processes: int
-) -> Compile:
-    """Whether to compile: on CUDA always; on a CPU when the run is long and there is a C++ compiler."""
-    if config.compile is not Compile.auto:
-        return config.compile
+def resolve_compile(compile: Compile, device: torch.device, flops: float) -> Compile:
+    """Whether to compile: on CUDA always; on a CPU when the run is long and there is a C++ compiler.
+
+    Args:
+        compile: what the config says.
+        device: of the workers.
+        flops: operations of the whole training, for one process.
+    """
+    if compile is not Compile.auto:
+        return compile
     if device.type == "cuda":
         return Compile.always
-    train = config.train
-    flops = model.flops_per_token(train.sequence_length) * steps * train.batch_size * train.sequence_length
     compiler = shutil.which("g++") or shutil.which("clang++")
-    pays = device.type == "cpu" and compiler is not None and flops / processes > COMPILE_PAYS_FLOPS
+    pays = device.type == "cpu" and compiler is not None and flops > COMPILE_PAYS_FLOPS
     return Compile.always if pays else Compile.never

@@ -13,11 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llmtrain.data.prepare import Prepared, Progress
+from llmtrain.data.prepare import Progress
 from llmtrain.metrics.sinks import ConsoleLines, JsonLines, LivePanel, Sink, format_duration
 from llmtrain.model.assembled import Assembled
 from llmtrain.schema.fields import Panel
-from llmtrain.schema.roots import PretrainConfig
+from llmtrain.schema.roots import TrainingConfig
 from llmtrain.utils import dist
 from llmtrain.utils.run_directory import RunDirectory
 
@@ -77,7 +77,7 @@ def preparation_progress() -> Iterator[Callable[[Progress], None] | None]:
         yield tell
 
 
-def open_sinks(run: RunDirectory, config: PretrainConfig, state: dict[str, Any] | None) -> list[Sink]:
+def open_sinks(run: RunDirectory, config: TrainingConfig, state: dict[str, Any] | None) -> list[Sink]:
     """Files, cut back to where the saved state left off, and the terminal; on rank 0 only."""
     if dist.rank() != 0:
         return []
@@ -91,8 +91,9 @@ def open_sinks(run: RunDirectory, config: PretrainConfig, state: dict[str, Any] 
 def announce(
     sinks: list[Sink],
     notes: list[dict[str, Any]],
-    config: PretrainConfig,
-    prepared: Prepared,
+    config: TrainingConfig,
+    data_line: str,
+    warnings: list[str],
     model: Assembled,
     steps: int,
     state: dict[str, Any] | None,
@@ -100,17 +101,15 @@ def announce(
     """Tell what is about to run, and whether it goes on from a checkpoint."""
     train = config.train
     lines = [
-        f"data       {prepared.train.num_tokens:,} tokens to train on, "
-        f"{prepared.validation.num_tokens if prepared.validation else 0:,} to validate; "
-        f"vocabulary {prepared.tokenizer.vocab_size:,}",
+        f"data       {data_line}",
         f"model      {model.num_parameters():,} parameters, {config.precision.value}, "
         f"compile {config.compile.value}",
-        f"training   {steps:,} steps of {train.batch_size} x {train.sequence_length} tokens "
+        f"training   {steps:,} steps of {train.batch_size} x {train.sequence_length} tokens at most "
         f"on {dist.world_size()} process(es)",
     ]
     if state:
         lines.append(f"resuming   from step {state['train']['step']:,}")
-    lines += [f"warning    {warning}" for warning in prepared.report.warnings]
+    lines += [f"warning    {warning}" for warning in warnings]
     for note in notes:
         reason = note.get("reason", "")
         text = f"warning: checkpoint of step {note.get('step')} was set aside: {reason}"
@@ -123,7 +122,9 @@ def announce(
         sink.event(event)
 
 
-def print_summary(run: RunDirectory, summary: dict[str, Any]) -> None:
+def print_summary(
+    run: RunDirectory, summary: dict[str, Any], next_commands: Callable[[str], list[str]]
+) -> None:
     """A table of what was reached, and the commands that one may want to type next."""
     console = make_console()
     table = Table(box=None, show_header=False)
@@ -132,9 +133,12 @@ def print_summary(run: RunDirectory, summary: dict[str, Any]) -> None:
         table.add_row(name, value, style=None)
 
     add("steps", f"{summary['steps']:,} of {summary['total_steps']:,}")
-    if summary.get("validation_loss") is not None:
-        best = f"(best {summary['best_validation_loss']:.4f} at step {summary['best_step']:,})"
-        add("validation loss", f"{summary['validation_loss']:.4f} {best}")
+    metric = f"validation_{summary['metric']}"
+    for name, value in summary.items():
+        if name.startswith("validation_") and value is not None:
+            best = summary[f"best_{metric}"] if name == metric else None
+            note = "" if best is None else f" (best {best:.4f} at step {summary['best_step']:,})"
+            add(name.replace("_", " "), f"{value:.4f}{note}")
     add("tokens", f"{summary['tokens']:,} in {format_duration(summary['seconds'])}")
     add("speed", f"{summary['tokens_per_second']:,.0f} tokens/s")
     add("peak memory", f"{summary['peak_memory_bytes'] / 1e9:.2f} GB per process")
@@ -144,13 +148,10 @@ def print_summary(run: RunDirectory, summary: dict[str, Any]) -> None:
     path = os.path.relpath(run.path)
     path = shlex.quote(path if not path.startswith("..") else str(run.path))
     if summary["finished"]:
-        next_commands = [
-            f'llmtrain generate init_from={path} prompt="..."',
-            f"llmtrain evaluate init_from={path}",
-            f"the same command with a greater length (now {summary['total_steps']:,} steps) trains on",
-        ]
+        length = f"now {summary['total_steps']:,} steps"
+        commands = [*next_commands(path), f"the same command with a greater length ({length}) trains on"]
     else:
-        next_commands = ["the same command goes on where this one stopped"]
+        commands = ["the same command goes on where this one stopped"]
     console.print("\nnext:", style="bold")
-    for command in next_commands:
+    for command in commands:
         console.print(f"  {command}", soft_wrap=True, markup=False, highlight=False)

@@ -98,14 +98,15 @@ class TrainConfig:
     """Stop, with a checkpoint, after this many minutes; the schedule is not changed by it."""
 
     batch_size: int = 32
-    """Global batch in rows of `sequence_length` tokens, over all processes and accumulation."""
+    """Global batch in rows of `sequence_length` tokens (fine-tuning: in examples), over all processes and
+    accumulation."""
 
     micro_batch_size: int | None = None
     """Rows that one process takes through the model at once. Default: its whole share of the batch;
     smaller values accumulate gradients and need less memory."""
 
     sequence_length: int = 256
-    """Tokens in a row."""
+    """Tokens in a row; in fine-tuning the longest example, what is longer is cut."""
 
     max_bad_steps: int = 10
     """Consecutive steps with a non-finite loss or gradient (each is skipped) before the run gives up."""
@@ -154,8 +155,9 @@ class LaunchConfig:
 class EvalConfig:
     """Evaluation on the validation set."""
 
-    every: int = 100
-    """Steps between evaluations; 0 evaluates at the end only. The last step always evaluates."""
+    every: int | None = 100
+    """Steps between evaluations; 0 evaluates at the end only, null once in an epoch. The last step always
+    evaluates."""
 
     batch_size: int | None = None
     """Rows that one process evaluates at once. Default: the training micro batch."""
@@ -163,9 +165,12 @@ class EvalConfig:
     max_tokens: int | None = None
     """Evaluate only the first so many validation tokens. Default: all of them, exactly."""
 
+    patience: int | None = None
+    """End the training after so many evaluations in a row without a new best score. Default: never."""
+
     def __post_init__(self) -> None:
-        require(self.every >= 0, "every", "must not be negative")
-        for key in ("batch_size", "max_tokens"):
+        require(self.every is None or self.every >= 0, "every", "must not be negative")
+        for key in ("batch_size", "max_tokens", "patience"):
             value = getattr(self, key)
             require(value is None or value > 0, key, "must be greater than 0")
 
@@ -181,7 +186,8 @@ class CheckpointConfig:
     """Newest checkpoints that are kept; the best one is kept besides."""
 
     best: bool = True
-    """Keep the checkpoint with the lowest validation loss, under `checkpoints/best`."""
+    """Keep the checkpoint with the best validation score, under `checkpoints/best`: the lowest loss, or the
+    task's metric."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "every", "must not be negative")

@@ -17,6 +17,9 @@ from typing import Any
 from llmtrain.schema.registry import Registry
 from llmtrain.utils.errors import ConfigError, Problem
 
+DECIDED = {"decided": True}
+"""Metadata of a field that a run fills in by itself and stores with its config."""
+
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """ "did you mean ...?", or the list of what there is."""
@@ -31,6 +34,12 @@ def field_types(schema: type) -> dict[str, Any]:
     """Resolved type of every field of a dataclass, in order."""
     hints = typing.get_type_hints(schema)
     return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
+
+
+def given_types(schema: type) -> dict[str, Any]:
+    """Resolved type of every field that a user may set: not of those marked as `DECIDED`."""
+    decided = {field.name for field in dataclasses.fields(schema) if field.metadata == DECIDED}
+    return {name: hint for name, hint in field_types(schema).items() if name not in decided}
 
 
 def strip_optional(hint: Any) -> tuple[Any, bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmtrain.schema import groups
+from llmtrain.schema import data, model, objective, optim, task, tokenizer
 
 
 class Registry:
@@ -24,22 +24,28 @@ class Registry:
 
 
 BUILTIN: dict[str, tuple[type, ...]] = {
-    "model": (groups.GPTConfig,),
-    "objective": (groups.CausalConfig,),
+    "model": (model.GPTConfig, model.BERTConfig),
+    "objective": (objective.CausalConfig, objective.MLMConfig, objective.MLMNSPConfig),
     "data": (
-        groups.TextData,
-        groups.HuggingFaceData,
-        groups.PythonCodeData,
-        groups.PythonProseData,
+        data.TextData,
+        data.HuggingFaceData,
+        data.PythonCodeData,
+        data.PythonProseData,
     ),
     "tokenizer": (
-        groups.BytesTokenizer,
-        groups.CharactersTokenizer,
-        groups.BPETokenizer,
-        groups.FileTokenizer,
+        tokenizer.BytesTokenizer,
+        tokenizer.CharactersTokenizer,
+        tokenizer.BPETokenizer,
+        tokenizer.WordPieceTokenizer,
+        tokenizer.FileTokenizer,
     ),
-    "optim": (groups.AdamWConfig,),
-    "schedule": (groups.ConstantSchedule, groups.LinearSchedule, groups.CosineSchedule),
+    "task": (
+        task.ClassificationTask,
+        task.TokenClassificationTask,
+        task.QuestionAnsweringTask,
+    ),
+    "optim": (optim.AdamWConfig,),
+    "schedule": (optim.ConstantSchedule, optim.LinearSchedule, optim.CosineSchedule),
 }
 """The kinds that ship with llmtrain."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmtrain.schema.data import DataConfig
 from llmtrain.schema.fields import (
     CheckpointConfig,
     Compile,
@@ -17,35 +18,22 @@ from llmtrain.schema.fields import (
     RunConfig,
     SampleConfig,
     TrainConfig,
+    require,
 )
-from llmtrain.schema.groups import (
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    ScheduleConfig,
-    TokenizerConfig,
-)
+from llmtrain.schema.load import DECIDED
+from llmtrain.schema.model import ModelConfig
+from llmtrain.schema.objective import ObjectiveConfig
+from llmtrain.schema.optim import OptimConfig, ScheduleConfig
+from llmtrain.schema.task import TaskConfig
+from llmtrain.schema.tokenizer import TokenizerConfig
 
 
 @dataclass
-class PretrainConfig:
-    """`llmtrain pretrain`: train a language model on text, from nothing or from a checkpoint."""
+class TrainingConfig:
+    """What every training has."""
 
     run: RunConfig = field(default_factory=RunConfig)
     """Name, directory, seed."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """Model family and size."""
-
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """What is learned."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    """Where the text comes from."""
-
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """How text becomes tokens."""
 
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length and batch."""
@@ -81,10 +69,48 @@ class PretrainConfig:
     """auto continues a run that is there; never refuses to; must refuses to start anew."""
 
     init_from: str | None = None
-    """Run or checkpoint directory to take the first weights from."""
+    """Run or checkpoint directory, or a Hugging Face model directory, to take the first weights from."""
 
     extra: dict[str, Any] = field(default_factory=dict)
     """Free place for your own keys (`+extra.note=...`); llmtrain does not read it."""
+
+
+@dataclass
+class PretrainConfig(TrainingConfig):
+    """`llmtrain pretrain`: train a language model on text, from nothing or from a checkpoint."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Model family and size."""
+
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is learned."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where the text comes from."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """How text becomes tokens."""
+
+
+@dataclass
+class FinetuneConfig(TrainingConfig):
+    """`llmtrain finetune`: train a pretrained model, with its tokenizer, for a task."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What is learned, and from which files."""
+
+    model: ModelConfig | None = field(default=None, metadata=DECIDED)
+    """That of init_from."""
+
+    dropout: float | None = None
+    """Dropout while fine-tuning. Default: that of the pretrained model."""
+
+    reinitialise: bool = False
+    """Take only the shape and the tokenizer of init_from and draw all weights anew, to see what the
+    pretraining is worth."""
+
+    def __post_init__(self) -> None:
+        require(self.dropout is None or 0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
 
 
 @dataclass
@@ -100,13 +126,19 @@ class PrepareConfig(PretrainConfig):
 
 @dataclass
 class EvaluateConfig:
-    """`llmtrain evaluate`: perplexity and bits per byte of a checkpoint on a text."""
+    """`llmtrain evaluate`: scores of a checkpoint: of a language model on a text, of a task on its files."""
 
     init_from: str | None = None
     """Run or checkpoint directory. A run means its best checkpoint, else its newest."""
 
     data: DataConfig | None = None
-    """Text to evaluate on, all of it. Default: the validation text of the run."""
+    """Text to evaluate a language model on, all of it. Default: the validation text of the run."""
+
+    paths: list[str] = field(default_factory=list)
+    """Files to evaluate a fine-tuned model on. Default: the validation examples of the run."""
+
+    output: str | None = None
+    """File to write the predictions of a fine-tuned model to, as JSON lines."""
 
     run: RunConfig = field(default_factory=RunConfig)
     """Only the plugins are used."""
@@ -115,7 +147,7 @@ class EvaluateConfig:
     """Tokens in a row. Default: as in training."""
 
     batch_size: int = 16
-    """Rows at once."""
+    """Rows (examples) at once."""
 
     precision: Precision = Precision.fp32
     """Number format."""
@@ -153,17 +185,73 @@ class GenerateConfig:
     """Free place for your own keys."""
 
 
+@dataclass
+class PredictConfig:
+    """`llmtrain predict`: what a fine-tuned model says about each example of a file, as JSON lines."""
+
+    init_from: str | None = None
+    """Run or checkpoint directory of `finetune`. A run means its best checkpoint, else its newest."""
+
+    input: str | None = None
+    """File of examples: as for training (labels are not needed), or .txt with one text a line; - reads
+    standard input."""
+
+    output: str | None = None
+    """File to write. Default: standard output."""
+
+    batch_size: int = 32
+    """Examples at once."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Only the plugins are used."""
+
+    precision: Precision = Precision.fp32
+    """Number format."""
+
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """Device and threads; prediction takes one process."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Free place for your own keys."""
+
+
+@dataclass
+class ConvertConfig:
+    """`llmtrain convert`: write a checkpoint as a Hugging Face model directory."""
+
+    source: str | None = None
+    """Run or checkpoint directory. A run means its best checkpoint, else its newest."""
+
+    target: str | None = None
+    """Directory to make; it must not be there yet."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Only the plugins are used."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Free place for your own keys."""
+
+
 ROOTS: dict[str, type] = {
     "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
+    "predict": PredictConfig,
     "generate": GenerateConfig,
+    "convert": ConvertConfig,
 }
 """The verbs that take a configuration."""
+
+TRAINING: tuple[str, ...] = ("pretrain", "finetune")
+"""The verbs that train: they have a run directory, resume, and may take several processes."""
 
 FROZEN: tuple[str, ...] = (
     "model",
     "objective",
+    "task",
+    "dropout",
+    "reinitialise",
     "data",
     "tokenizer",
     "optim",

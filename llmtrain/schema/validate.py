@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmtrain.schema.groups import (
-    BPETokenizer,
-    BytesTokenizer,
-    CosineSchedule,
-    DataConfig,
-    FileTokenizer,
-    HuggingFaceData,
-    LinearSchedule,
-    ModelConfig,
-    TextData,
-    TokenizerConfig,
+from llmtrain.schema.data import DataConfig, HuggingFaceData, TextData
+from llmtrain.schema.load import suggest
+from llmtrain.schema.model import ModelConfig
+from llmtrain.schema.optim import CosineSchedule, LinearSchedule
+from llmtrain.schema.roots import (
+    ConvertConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    GenerateConfig,
+    PredictConfig,
+    PrepareConfig,
+    PretrainConfig,
+    TrainingConfig,
 )
-from llmtrain.schema.roots import EvaluateConfig, GenerateConfig, PrepareConfig, PretrainConfig
+from llmtrain.schema.tokenizer import BPETokenizer, BytesTokenizer, FileTokenizer, TokenizerConfig
 from llmtrain.utils.errors import Problem
 
 
@@ -31,8 +33,12 @@ def validate(verb: str, config: Any) -> list[Problem]:
         config: its dataclass.
     """
     problems: list[Problem] = []
-    if isinstance(config, PretrainConfig):
+    if isinstance(config, TrainingConfig):
         problems += _length(config) + _batch(config) + _processes(config) + _schedule(config)
+    if isinstance(config, FinetuneConfig):
+        problems += _finetune(config) + _init_from(verb, config.init_from)
+    if isinstance(config, PretrainConfig):
+        problems += _objective(config)
         problems += _row(config.model, config.train.sequence_length)
         problems += _vocabulary(config.model, config.tokenizer)
     if isinstance(config, PretrainConfig | PrepareConfig):
@@ -41,7 +47,11 @@ def validate(verb: str, config: Any) -> list[Problem]:
         problems.append(Problem("show must not be negative", "show", "give the number of rows to print"))
     if isinstance(config, EvaluateConfig):
         problems += _evaluate(config)
-    if isinstance(config, EvaluateConfig | GenerateConfig):
+    if isinstance(config, PredictConfig):
+        problems += _predict(config)
+    if isinstance(config, ConvertConfig):
+        problems += _convert(config)
+    if isinstance(config, EvaluateConfig | GenerateConfig | PredictConfig):
         problems += _init_from(verb, config.init_from)
         if config.launch.num_processes not in (None, 1):
             problems.append(
@@ -61,7 +71,77 @@ def _init_from(verb: str, init_from: str | None) -> list[Problem]:
     return [Problem(f"{verb} needs a model: init_from is not set", "init_from", fix)]
 
 
-def _length(config: PretrainConfig) -> list[Problem]:
+def _objective(config: PretrainConfig) -> list[Problem]:
+    """The model looks to the sides that the objective takes, and the tokenizer can mask."""
+    kind = config.objective.kind
+    if config.model.causal == config.objective.causal:
+        if config.objective.causal or config.tokenizer.masks is not False:
+            return []
+        what = f"objective={kind} needs a tokenizer with a mask token; {config.tokenizer.kind} has none"
+        fix = "give tokenizer=wordpiece, or tokenizer=file with the tokenizer of an encoder"
+        return [Problem(what, "tokenizer", fix)]
+    fix = (
+        "model=gpt/tiny or another decoder"
+        if config.objective.causal
+        else "model=bert/tiny or another encoder"
+    )
+    other = "objective=causal" if config.model.causal else "objective=mlm"
+    return [
+        Problem(
+            f"objective={kind} does not go with a model of kind {config.model.kind}",
+            "objective",
+            f"give {fix}; or {other}",
+        )
+    ]
+
+
+def _finetune(config: FinetuneConfig) -> list[Problem]:
+    """There are examples, and settings that fine-tuning does not know are not given."""
+    problems = []
+    if not config.task.paths:
+        fix = "give task.paths=[train.tsv], and task.folder=FOLDER where the files are"
+        problems.append(Problem("finetune needs examples: task.paths is empty", "task.paths", fix))
+    both = sorted(set(config.task.paths) & set(config.task.validation_paths))
+    if both:
+        fix = "leave task.validation_paths out: task.validation_fraction holds out a part"
+        what = f"trained and validated on the same file: {both[0]}"
+        problems.append(Problem(what, "task.validation_paths", fix))
+    if config.train.tokens is not None:
+        fix = "give train.epochs or train.steps"
+        problems.append(Problem("the length of fine-tuning is not set in tokens", "train.tokens", fix))
+    known = config.task.metrics()
+    if config.task.metric not in known:
+        what = f"this task has no score {config.task.metric!r}"
+        problems.append(Problem(what, "task.metric", suggest(config.task.metric, known)))
+    return problems
+
+
+def _predict(config: PredictConfig) -> list[Problem]:
+    """There is something to predict."""
+    problems = []
+    if not config.input:
+        fix = "give input=FILE, or input=- for lines from standard input"
+        problems.append(Problem("predict needs examples: input is not set", "input", fix))
+    if config.batch_size <= 0:
+        what = f"batch_size must be greater than 0 (batch_size={config.batch_size})"
+        problems.append(Problem(what, "batch_size", "change batch_size"))
+    return problems
+
+
+def _convert(config: ConvertConfig) -> list[Problem]:
+    """It is said what to write, and where."""
+    fixes = {
+        "source": "give source=RUN, a run directory such as runs/NAME, or a checkpoint directory",
+        "target": "give target=FOLDER, a directory to make",
+    }
+    return [
+        Problem(f"convert needs a {key}: {key} is not set", key, fix)
+        for key, fix in fixes.items()
+        if not getattr(config, key)
+    ]
+
+
+def _length(config: TrainingConfig) -> list[Problem]:
     """At most one way to say how long."""
     train = config.train
     given = {
@@ -79,7 +159,7 @@ def _length(config: PretrainConfig) -> list[Problem]:
     ]
 
 
-def _batch(config: PretrainConfig) -> list[Problem]:
+def _batch(config: TrainingConfig) -> list[Problem]:
     """The global batch splits into whole micro batches on every process."""
     train = config.train
     processes = config.launch.num_processes or 1
@@ -106,7 +186,7 @@ def _batch(config: PretrainConfig) -> list[Problem]:
     ]
 
 
-def _processes(config: PretrainConfig) -> list[Problem]:
+def _processes(config: TrainingConfig) -> list[Problem]:
     """The degrees of parallelism multiply to the number of processes."""
     degree, processes = config.parallel.dp_replicate, config.launch.num_processes
     problems = []
@@ -124,7 +204,7 @@ def _processes(config: PretrainConfig) -> list[Problem]:
     return problems
 
 
-def _schedule(config: PretrainConfig) -> list[Problem]:
+def _schedule(config: TrainingConfig) -> list[Problem]:
     """The warm-up ends before the training does."""
     steps, schedule = config.train.steps, config.schedule
     problems = []

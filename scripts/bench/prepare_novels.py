@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from llmtrain.data.prepare import Progress, prepare
-from llmtrain.schema.groups import BPETokenizer, TextData
+from llmtrain.schema.data import TextData
+from llmtrain.schema.tokenizer import BPETokenizer
 
 
 def main() -> None:

@@ -22,12 +22,21 @@ FOLDERS = ConfigFolders((CONFIGS,))
 EXTRA = {
     "data=text": ["data.paths=[a.txt]"],
     "data=huggingface": ["data.name=who/what"],
+    "task=classification/custom": ["task.paths=[a.tsv]"],
+    "task=token_classification/custom": ["task.paths=[a.txt]"],
+    "task=question_answering/custom": ["task.paths=[a.json]"],
     "tokenizer=file": ["tokenizer.path=tokenizer.json"],
     "experiment=shakespeare_characters": ["data.paths=[a.txt]"],
 }
 """What a choice needs besides."""
 
-NEEDED = {"evaluate": ["init_from=run"], "generate": ["init_from=run"]}
+NEEDED = {
+    "evaluate": ["init_from=run"],
+    "generate": ["init_from=run"],
+    "finetune": ["init_from=run", "task.paths=[a.tsv]"],
+    "convert": ["source=run", "target=out"],
+    "predict": ["init_from=run", "input=a.tsv"],
+}
 
 
 def targets() -> list[tuple[str, str]]:
@@ -40,7 +49,8 @@ def targets() -> list[tuple[str, str]]:
 
 
 def words_of(verb: str, choice: str) -> list[str]:
-    return [verb, *([choice] if choice else []), *EXTRA.get(choice, []), *NEEDED.get(verb, [])]
+    extra = EXTRA.get(choice, ["objective=mlm"] if choice.startswith("model=bert/") else [])
+    return [verb, *([choice] if choice else []), *extra, *NEEDED.get(verb, [])]
 
 
 @pytest.mark.parametrize(("verb", "choice"), targets())

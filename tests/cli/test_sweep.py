@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmtrain.command.style import Style
-from llmtrain.command.sweep import Sweep, Trial, plan, read_loss
+from llmtrain.command.sweep import Sweep, Trial, plan, read_score
 from llmtrain.compose.compose import compose
 from llmtrain.utils.errors import ConfigError
 
@@ -62,14 +62,14 @@ def test_trials_that_would_share_a_directory_are_refused() -> None:
 
 
 def test_report_marks_the_best_and_survives_failures(tmp_path: Path) -> None:
-    (tmp_path / "summary.json").write_text('{"validation_loss": 2.5}')
-    assert read_loss(tmp_path) == 2.5
-    (tmp_path / "summary.json").write_text('{"validation_loss": NaN}')
-    assert read_loss(tmp_path) is None
+    (tmp_path / "summary.json").write_text('{"metric": "loss", "best_validation_loss": 2.5}')
+    assert read_score(tmp_path) == ("loss", 2.5)
+    (tmp_path / "summary.json").write_text('{"metric": "loss", "best_validation_loss": NaN}')
+    assert read_score(tmp_path) == ("loss", None)
     found = [
-        Trial([], ["optim.lr=1"], exit_code=0, validation_loss=3.0),
-        Trial([], ["optim.lr=2"], exit_code=0, validation_loss=2.5),
-        Trial([], ["optim.lr=3"], exit_code=5, validation_loss=1.0),
+        Trial([], ["optim.lr=1"], exit_code=0, score=3.0),
+        Trial([], ["optim.lr=2"], exit_code=0, score=2.5),
+        Trial([], ["optim.lr=3"], exit_code=5, score=1.0),
         Trial([], ["optim.lr=4"]),
     ]
     lines = Sweep("pretrain", found, [], Style(colour=False)).report().splitlines()
@@ -100,3 +100,15 @@ def test_a_mistake_in_one_trial_starts_none(cli: Cli, tmp_path: Path) -> None:
     assert result.code == 2
     assert "optim.lr=-1" in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_get_a_mean_and_a_deviation_and_accuracy_is_better_when_higher() -> None:
+    trials = [
+        Trial([], ["optim.lr=1", f"run.seed={seed}"], exit_code=0, metric="accuracy", score=score)
+        for seed, score in ((1, 0.5), (2, 0.75), (3, 1.0))
+    ]
+    report = Sweep("finetune", trials, [], Style(colour=False)).report()
+    assert "best accuracy" in report
+    marked = [line for line in report.splitlines() if line.rstrip().endswith(" best")]
+    assert [line.split()[-2] for line in marked] == ["1.0000"]
+    assert "optim.lr=1: accuracy 0.7500 (standard deviation 0.2500, 3 seeds)" in report

@@ -12,7 +12,8 @@ from llmtrain.data.fill import fill
 from llmtrain.data.store import TokenStore
 from llmtrain.data.tokenizer import Tokenizer, bytes_tokenizer
 from llmtrain.data.writer import StoreWriter
-from llmtrain.schema.groups import BytesTokenizer, OnError
+from llmtrain.schema.data import OnError
+from llmtrain.schema.tokenizer import BytesTokenizer
 
 
 class ListCorpus(Corpus):

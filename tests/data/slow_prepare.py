@@ -11,7 +11,8 @@ from llmtrain.data import fill, writer
 from llmtrain.data.corpus import Corpus, Document, Source
 from llmtrain.data.prepare import Prepared, prepare
 from llmtrain.data.tokenizer import TOKENIZERS
-from llmtrain.schema.groups import BPETokenizer, DataConfig, OnError
+from llmtrain.schema.data import DataConfig, OnError
+from llmtrain.schema.tokenizer import BPETokenizer
 from llmtrain.utils.errors import DataError
 
 NUM = 300

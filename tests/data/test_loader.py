@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 
-import numpy as np
 import pytest
 import torch
 
-from llmtrain.data.batch import IGNORE
-from llmtrain.data.causal import causal_batch
+from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.data.loader import Loader, evaluation_batches
-from llmtrain.data.rows import Row, StreamRows
+from llmtrain.data.rows import StreamRows, causal_batch
 from llmtrain.data.store import whole
 
 LENGTH = 6
@@ -20,11 +19,7 @@ LENGTH = 6
 def rows(make_store) -> StreamRows:
     texts = ["".join(chr(33 + (i * 5 + j) % 90) for j in range(1 + i % 9)) for i in range(31)]
     view = whole(make_store(texts))
-    return StreamRows(view, sequence_length=LENGTH, seed=7)
-
-
-def collate(rows):
-    return causal_batch(rows, isolate_documents=True)
+    return StreamRows(view, sequence_length=LENGTH, seed=7, isolate_documents=True)
 
 
 def global_batches(rows, world: int, micro: int, *, steps: int, batch_size: int = 8, start_row: int = 0):
@@ -32,7 +27,6 @@ def global_batches(rows, world: int, micro: int, *, steps: int, batch_size: int 
     loaders = [
         Loader(
             rows,
-            collate,
             batch_size=batch_size,
             micro_batch_size=micro,
             rank=rank,
@@ -99,12 +93,7 @@ def test_evaluation_sees_every_row_once(make_store, world: int, micro: int, max_
     view = whole(make_store(["".join(chr(33 + (i + j) % 90) for j in range(1 + i % 9)) for i in range(31)]))
     rows = StreamRows(view, sequence_length=LENGTH, seed=7, shuffle=False)
     ranks = [
-        list(
-            evaluation_batches(
-                rows, lambda chosen: causal_batch(chosen, False), micro, rank, world, max_tokens=max_tokens
-            )
-        )
-        for rank in range(world)
+        list(evaluation_batches(rows, micro, rank, world, max_tokens=max_tokens)) for rank in range(world)
     ]
     assert len({len(batches) for batches in ranks}) == 1
     assert {batch.ids.shape for batches in ranks for batch in batches} == {(micro, LENGTH)}
@@ -119,14 +108,23 @@ class Faulty:
     sequence_length = 2
     rows_per_epoch = 100
 
-    def read(self, global_row: int) -> Row:
+    def read(self, global_row: int) -> int:
         if global_row == 5:
             raise RuntimeError("row 5 is broken")
-        return Row(np.zeros(3, np.int64), np.zeros(3, np.int32), 2, True)
+        return global_row
+
+    def collate(self, rows: Sequence[int]) -> Batch:
+        return Batch(torch.tensor([[row] * self.sequence_length for row in rows]))
+
+    def filler(self) -> int:
+        return -1
+
+    def limit(self, row: int, tokens: int) -> int:
+        return row
 
 
 def test_errors_reach_the_caller_at_their_step() -> None:
-    loader = Loader(Faulty(), collate, batch_size=2, micro_batch_size=2, rank=0, world=1)
+    loader = Loader(Faulty(), batch_size=2, micro_batch_size=2, rank=0, world=1)
     loader.next()
     loader.next()
     with pytest.raises(RuntimeError, match="row 5 is broken"):
@@ -137,12 +135,12 @@ def test_errors_reach_the_caller_at_their_step() -> None:
 
 def test_waiting_is_counted_and_threads_end() -> None:
     class Slow(Faulty):
-        def read(self, global_row: int) -> Row:
+        def read(self, global_row: int) -> int:
             time.sleep(0.05)
             return super().read(0)
 
     before = threading.active_count()
-    loader = Loader(Slow(), collate, batch_size=2, micro_batch_size=1, rank=0, world=1)
+    loader = Loader(Slow(), batch_size=2, micro_batch_size=1, rank=0, world=1)
     loader.next()
     assert loader.wait_seconds > 0.05
     loader.wait_seconds = 0.0

@@ -22,14 +22,8 @@ from llmtrain.data.show import render_rows
 from llmtrain.data.store import TokenStore, whole
 from llmtrain.data.tokenizer import TOKENIZERS, bytes_tokenizer
 from llmtrain.data.writer import StoreWriter
-from llmtrain.schema.groups import (
-    BPETokenizer,
-    BytesTokenizer,
-    CharactersTokenizer,
-    Documents,
-    OnError,
-    TextData,
-)
+from llmtrain.schema.data import Documents, OnError, TextData
+from llmtrain.schema.tokenizer import BPETokenizer, BytesTokenizer, CharactersTokenizer
 from llmtrain.utils.errors import DataError, DiskFullError, Stopped
 from llmtrain.utils.io import read_json
 from tests.data import slow_prepare
@@ -340,7 +334,8 @@ def test_a_huge_text_file_is_never_held(tmp_path: Path) -> None:
         "import sys, resource\n"
         "from pathlib import Path\n"
         "from llmtrain.data.prepare import prepare\n"
-        "from llmtrain.schema.groups import BytesTokenizer, TextData\n"
+        "from llmtrain.schema.data import TextData\n"
+        "from llmtrain.schema.tokenizer import BytesTokenizer\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "data = TextData(paths=[sys.argv[1]])\n"
         "prepared = prepare(data, BytesTokenizer(), seed=0, cache=Path(sys.argv[2]))\n"
@@ -356,8 +351,8 @@ def test_a_huge_text_file_is_never_held(tmp_path: Path) -> None:
 def test_rows_are_shown(tmp_path: Path) -> None:
     data = TextData(paths=[write(tmp_path / "a.jsonl", "first", "second one", "3")], validation_fraction=0)
     prepared = prepare(data, BytesTokenizer(), seed=0, cache=tmp_path / "cache")
-    rows = StreamRows(prepared.train, sequence_length=12, seed=0, shuffle=False)
-    text = render_rows(prepared, rows, 2, isolate_documents=True)
+    rows = StreamRows(prepared.train, sequence_length=12, seed=0, shuffle=False, isolate_documents=True)
+    text = render_rows(prepared.tokenizer, rows, 2)
     assert "document 0, tokens 0-5, labels 5: 'first'|end||no label|" in text
     assert "document 1, tokens 6-11, labels 6: 'second'|cut|" in text
     assert "document 0, tokens 0-4, labels 4: ' one'|end||no label|" in text

@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from llmtrain.data import rows as rows_module
+from llmtrain.data import plans
 from llmtrain.data.rows import Row, StreamRows
 from llmtrain.data.store import View, split, whole
+from llmtrain.utils.seed import Permutation
 
 
 def stream(view: View, length: int = 8, **settings) -> StreamRows:
@@ -47,7 +48,7 @@ def test_every_token_is_an_input_once_in_an_epoch(make_store, shuffle: bool, len
         read = inputs(rows, epoch)
         assert sum(row.length for row in read) == view.num_tokens
         if shuffle:
-            order = rows_module.Permutation(rows.rows_per_epoch, 1, "rows", epoch)
+            order = Permutation(rows.rows_per_epoch, 1, "rows", epoch)
             place = {order.at(i): row for i, row in enumerate(read)}
             read = [place[i] for i in range(len(place))]
         joined = np.concatenate([row.ids[: row.length] for row in read])
@@ -107,7 +108,7 @@ def test_plans_of_big_views_are_shared_files(make_store, monkeypatch: pytest.Mon
     view = varied(make_store)
     memory = stream(view)
     expected = [[row.ids.tolist() for row in inputs(memory, epoch)] for epoch in range(4)]
-    monkeypatch.setattr(rows_module, "PLAN_FILE_SPANS", 1)
+    monkeypatch.setattr(plans, "PLAN_FILE_ENTRIES", 1)
     files = stream(view)
     assert [[row.ids.tolist() for row in inputs(files, epoch)] for epoch in range(4)] == expected
     assert isinstance(files.plan(3).starts.base.base, np.memmap)
@@ -119,7 +120,7 @@ def test_plans_of_big_views_are_shared_files(make_store, monkeypatch: pytest.Mon
 
 def test_plans_without_a_place_to_write(make_store, monkeypatch: pytest.MonkeyPatch) -> None:
     view = varied(make_store)
-    monkeypatch.setattr(rows_module, "PLAN_FILE_SPANS", 1)
+    monkeypatch.setattr(plans, "PLAN_FILE_ENTRIES", 1)
     (view.store.path / "plans").write_text("in the way")
     assert stream(view).plan(0).ends[-1] == view.num_tokens
 

@@ -13,7 +13,7 @@ from llmtrain.data import builtin, files
 from llmtrain.data.cache import HashMemo
 from llmtrain.data.corpus import Document
 from llmtrain.data.sources import SOURCES
-from llmtrain.schema.groups import (
+from llmtrain.schema.data import (
     Documents,
     HuggingFaceData,
     OnError,
@@ -282,7 +282,7 @@ def test_hugging_face_offline(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     code = (
         "from llmtrain.data.sources import SOURCES\n"
-        "from llmtrain.schema.groups import HuggingFaceData\n"
+        "from llmtrain.schema.data import HuggingFaceData\n"
         "source = SOURCES[HuggingFaceData](HuggingFaceData(name='no/such-set'))\n"
         "import sys; assert 'datasets' not in sys.modules\n"
         "try:\n    source.train.fingerprint(None)\n"

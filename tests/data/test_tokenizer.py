@@ -19,7 +19,7 @@ from llmtrain.data.tokenizer import (
     characters_tokenizer,
     file_tokenizer,
 )
-from llmtrain.schema.groups import BPETokenizer, BytesTokenizer, CharactersTokenizer, FileTokenizer
+from llmtrain.schema.tokenizer import BPETokenizer, BytesTokenizer, CharactersTokenizer, FileTokenizer
 from llmtrain.utils.errors import DataError
 
 SAMPLE = (

@@ -9,7 +9,7 @@ from llmtrain.engine.step import PlainStep
 from llmtrain.objective.causal import Causal
 from llmtrain.optim.optimizer import build_optimizer
 from llmtrain.parallel.data import Replicated
-from llmtrain.schema.groups import AdamWConfig
+from llmtrain.schema.optim import AdamWConfig
 from tests.helpers.models import make_model, random_batch, small_config
 from tests.helpers.processes import run_ranks
 
@@ -35,12 +35,12 @@ def one_bad_step(rank: int) -> dict:
         Replicated(model, cpu), optimizer, objective, device=cpu, precision="fp32", clip_norm=1.0, seed=0
     )
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    result = step([random_batch(seed=rank)], {"tokens": 64.0}, 0)
+    result = step([random_batch(seed=rank)], {"labels": 64.0}, 0)
     unchanged = all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     votes = Engine._loss_votes(bool(result.finite[0]))
     step.clear_gradients()
     objective.bad = False
-    good = step([random_batch(seed=rank)], {"tokens": 64.0}, 1)
+    good = step([random_batch(seed=rank)], {"labels": 64.0}, 1)
     changed = not torch.equal(before["backbone.embedding.weight"], model.backbone.embedding.weight)
     total = sum(value.double().sum().item() for value in model.state_dict().values())
     return {

@@ -8,13 +8,13 @@ import torch
 
 from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.data.loader import evaluation_batches
-from llmtrain.data.rows import Row
+from llmtrain.data.rows import Row, causal_batch
 from llmtrain.engine.evaluate import evaluate
 from llmtrain.engine.step import PlainStep, autocast
 from llmtrain.objective.causal import Causal
 from llmtrain.optim.optimizer import build_optimizer
 from llmtrain.parallel.data import Replicated
-from llmtrain.schema.groups import AdamWConfig
+from llmtrain.schema.optim import AdamWConfig
 from tests.helpers.models import make_model, random_batch, small_config
 
 CPU = torch.device("cpu")
@@ -52,13 +52,13 @@ def split(batch: Batch, rows: int) -> list[Batch]:
 @pytest.mark.parametrize("rows", [1, 2])
 def test_accumulation_is_a_detail_with_uneven_labels(rows):
     batch = uneven_batch()
-    counts = {"tokens": float((batch.labels != IGNORE).sum())}
+    counts = {"labels": float((batch.labels != IGNORE).sum())}
     whole, parts = make_step(), make_step()
     expected, actual = whole([batch], counts, 0), parts(split(batch, rows), counts, 0)
     torch.testing.assert_close(actual.stats["loss"], expected.stats["loss"], rtol=1e-6, atol=0)
     torch.testing.assert_close(actual.norm, expected.norm, rtol=1e-5, atol=0)
     untrained = make_model(small_config())
-    logits = untrained.head.predict(untrained.backbone(batch.ids))
+    logits = untrained.predict(batch)
     mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
     torch.testing.assert_close(expected.stats["loss"], mean, rtol=1e-6, atol=0)
 
@@ -69,7 +69,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named():
     with torch.no_grad():
         model.backbone.blocks[1].mlp.up.weight[0, 0] = float("nan")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    result = step([random_batch()], {"tokens": 32.0}, 0)
+    result = step([random_batch()], {"labels": 32.0}, 0)
     assert result.finite.tolist() == [False, False]
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
@@ -77,7 +77,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named():
     step.clear_gradients()
     with torch.no_grad():
         model.backbone.blocks[1].mlp.up.weight[0, 0] = 0.0
-    assert step([random_batch()], {"tokens": 32.0}, 1).finite.all()
+    assert step([random_batch()], {"labels": 32.0}, 1).finite.all()
     assert not torch.equal(before["backbone.embedding.weight"], model.backbone.embedding.weight)
 
 
@@ -87,17 +87,17 @@ def test_optimizers_without_a_flag_for_bad_steps_skip_them_too():
     model = step.model.module
     model.backbone.embedding.weight.data[3, 0] = float("inf")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert not step([random_batch()], {"tokens": 32.0}, 0).finite.all()
+    assert not step([random_batch()], {"labels": 32.0}, 0).finite.all()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     step.clear_gradients()
     model.backbone.embedding.weight.data[3, 0] = 0.0
-    assert step([random_batch()], {"tokens": 32.0}, 1).finite.all()
+    assert step([random_batch()], {"labels": 32.0}, 1).finite.all()
     assert not torch.equal(before["backbone.norm.weight"], model.backbone.norm.weight)
 
 
 def test_dropout_is_a_function_of_seed_step_and_microbatch():
     def losses(number: int, step: PlainStep) -> float:
-        return step([random_batch(), random_batch()], {"tokens": 64.0}, number).stats["loss"].item()
+        return step([random_batch(), random_batch()], {"labels": 64.0}, number).stats["loss"].item()
 
     first = losses(7, make_step(dropout=0.5))
     torch.rand(1000)  # whatever ran before does not matter
@@ -117,7 +117,7 @@ def test_settling_changes_nothing():
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_stays_close(precision):
     exact, low = make_step(), make_step(precision)
-    counts = {"tokens": 32.0}
+    counts = {"labels": 32.0}
     expected, actual = exact([random_batch()], counts, 0), low([random_batch()], counts, 0)
     assert actual.stats["loss"].item() == pytest.approx(expected.stats["loss"].item(), rel=5e-3)
     assert actual.norm.item() == pytest.approx(expected.norm.item(), rel=5e-2)
@@ -138,21 +138,30 @@ class FixedRows:
         last = row == self.rows_per_epoch - 1
         return Row(self.ids[row], np.zeros(9, np.int32), length=5 if last else 8, has_next=not last)
 
+    def collate(self, rows: list[Row]) -> Batch:
+        return causal_batch(rows, isolate_documents=False)
+
+    def filler(self) -> Row:
+        return Row(np.zeros(9, np.int64), np.zeros(9, np.int32), length=0, has_next=False)
+
+    def limit(self, row: Row, tokens: int) -> Row:
+        return row
+
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 7])
 def test_evaluation_is_exact_for_any_batch_size(micro):
     model, rows, objective = make_model(small_config()), FixedRows(7), Causal(False)
-    batches = evaluation_batches(rows, objective.collate, micro, 0, 1)
+    batches = evaluation_batches(rows, micro, 0, 1)
     result = evaluate(model, objective, batches, CPU, autocast(CPU, "fp32"))
     assert result is not None
-    stats, counts = result
-    assert counts == {"tokens": 6 * 8 + 4}
+    stats = result.stats
+    assert result.counts == {"labels": 6 * 8 + 4}
     total = 0.0
     with torch.no_grad():
         for index in range(7):
             length = 8 if index < 6 else 5
             ids = torch.from_numpy(rows.ids[index])
-            logits = model.head.predict(model.backbone(ids[None, :length]))[0]
+            logits = model.predict(Batch(ids[None, :length]))[0]
             labels = ids[1 : length + 1] if index < 6 else ids[1:5]
             total += torch.nn.functional.cross_entropy(logits[: len(labels)], labels, reduction="sum").item()
     assert stats["loss"] == pytest.approx(total / 52, rel=1e-6)
@@ -160,5 +169,5 @@ def test_evaluation_is_exact_for_any_batch_size(micro):
 
 def test_evaluation_stops_when_asked_to():
     model, rows, objective = make_model(small_config()), FixedRows(7), Causal(False)
-    batches = evaluation_batches(rows, objective.collate, 1, 0, 1)
+    batches = evaluation_batches(rows, 1, 0, 1)
     assert evaluate(model, objective, batches, CPU, autocast(CPU, "fp32"), stopped=lambda: True) is None

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from llmtrain.data.batch import Batch
 from llmtrain.generate.sampler import draw, next_token_probabilities
 from llmtrain.generate.text import generate_tokens
 from llmtrain.schema.fields import SampleConfig
@@ -62,7 +63,7 @@ def test_greedy_takes_the_likeliest_token_each_time():
     (tokens,) = sample(model, temperature=0, num_samples=1, max_new_tokens=5)
     ids = [1, 2, 3]
     for token in tokens:
-        logits = model.head.predict(model.backbone(torch.tensor([ids])))[0, -1]
+        logits = model.predict(Batch(torch.tensor([ids])))[0, -1]
         assert token == logits.argmax()
         ids.append(token)
     assert len(tokens) == 5 or logits.argmax() == 49

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from llmtrain.data.batch import Batch
-from llmtrain.model.assembled import Assembled
+from llmtrain.model.assembled import Assembled, Backbone, Head
 from llmtrain.model.build import build_model, materialise
+from llmtrain.model.heads import LanguageModelHead
 from llmtrain.model.initialise import initialise
-from llmtrain.schema.groups import GPTConfig
+from llmtrain.schema.model import BERTConfig, GPTConfig, ModelConfig
 
 
 def small_config(**changes: object) -> GPTConfig:
@@ -17,9 +20,17 @@ def small_config(**changes: object) -> GPTConfig:
     return GPTConfig(**(settings | changes))
 
 
-def make_model(config: GPTConfig, seed: int = 0) -> Assembled:
+def small_bert(**changes: object) -> BERTConfig:
+    """A BERT that is small enough for any test, without dropout."""
+    settings: dict = {"num_layers": 2, "num_heads": 4, "dim": 32, "max_positions": 64, "vocab_size": 50}
+    return BERTConfig(**(settings | {"dropout": 0.0} | changes))
+
+
+def make_model(
+    config: ModelConfig, seed: int = 0, build_head: Callable[[Backbone], Head] = LanguageModelHead
+) -> Assembled:
     """Built, given memory and initialised, on the CPU."""
-    model = build_model(config)
+    model = build_model(config, build_head)
     materialise(model, torch.device("cpu"))
     initialise(model, seed)
     return model

@@ -18,11 +18,12 @@ class Clock:
 def test_tokens_per_second_mfu_and_waiting():
     clock = Clock()
     throughput = Throughput(6_000, lambda: 3e6, clock)
-    throughput.add(500, 0.5)
-    throughput.add(500, 0.0)
+    throughput.add(500, 600, 0.5)
+    throughput.add(500, 650, 0.0)
     clock.now += 4
     report = throughput.report()
     assert report["tokens_per_second"] == 250
+    assert report["real_tokens"] == 0.8
     assert report["data_wait"] == 0.125
     assert report["mfu"] == pytest.approx(250 * 6_000 / 3e6)
 
@@ -30,10 +31,10 @@ def test_tokens_per_second_mfu_and_waiting():
 def test_each_report_starts_anew_and_pauses_do_not_count():
     clock = Clock()
     throughput = Throughput(1, lambda: None, clock)
-    throughput.add(100, 0.0)
+    throughput.add(100, 100, 0.0)
     clock.now += 1
     throughput.report()
-    throughput.add(100, 0.0)
+    throughput.add(100, 100, 0.0)
     clock.now += 1
     with throughput.paused():
         clock.now += 50
@@ -56,7 +57,7 @@ def test_the_peak_is_measured_once_and_its_time_is_not_training():
 
     throughput = Throughput(10, measure, clock)
     for _ in range(2):
-        throughput.add(10, 0.0)
+        throughput.add(10, 10, 0.0)
         clock.now += 1
         assert throughput.report()["mfu"] == pytest.approx(0.1)
     assert len(calls) == 1

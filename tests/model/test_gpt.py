@@ -7,7 +7,8 @@ import torch
 
 from llmtrain.data.batch import Batch
 from llmtrain.model.build import build_model, tied_names
-from llmtrain.schema.groups import Activation, GPTConfig, Norm, Position
+from llmtrain.model.heads import LanguageModelHead
+from llmtrain.schema.model import Activation, GPTConfig, Norm, Position
 from tests.helpers.models import make_model, random_batch, small_config
 
 VARIANTS = {
@@ -81,7 +82,7 @@ def test_published_gpt2_sizes(size, millions):
     from tests.helpers.paths import CONFIGS
 
     data = yaml.safe_load((CONFIGS / "model" / "gpt" / f"{size}.yaml").read_text())
-    model = build_model(GPTConfig(**data, vocab_size=50257, vocab_multiple=1))
+    model = build_model(GPTConfig(**data, vocab_size=50257, vocab_multiple=1), LanguageModelHead)
     assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.06)
 
 
@@ -119,9 +120,11 @@ def test_ties_survive_materialisation():
 
 def test_flops_follow_the_formula():
     config = small_config(num_layers=3, dim=64, vocab_size=100, bias=False, norm=Norm.rmsnorm)
-    model = build_model(config)
+    model = build_model(config, LanguageModelHead)
     blocks = 3 * (4 * 64 * 64 + 8 * 64 * 64 + 2 * 64)
-    assert model.flops_per_token(128) == 6 * blocks + 12 * 3 * 64 * 128 + 6 * 100 * 64
+    body = 6 * blocks + 12 * 3 * 64 * 128
+    assert model.flops_per_token(128, labelled_share=1) == body + 6 * 100 * 64
+    assert model.flops_per_token(128, labelled_share=0.25) == body + 6 * 100 * 64 / 4
 
 
 def test_gpt2_equals_transformers():
@@ -149,7 +152,7 @@ def test_gpt2_equals_transformers():
         copy_gpt2(reference, model)
     batch = random_batch(vocab=211, rows=3, length=64)
     with torch.no_grad():
-        logits = model.head.predict(model.backbone(batch.ids))
+        logits = model.predict(batch)
         expected = reference(batch.ids, labels=batch.ids)
         torch.testing.assert_close(logits, expected.logits, rtol=1e-5, atol=1e-5)
         labels = torch.nn.functional.pad(batch.ids[:, 1:], (0, 1), value=-100)
@@ -223,5 +226,5 @@ def test_llama_variant_equals_transformers():
             for name, own in names.items():
                 block.get_parameter(f"{own}.weight").copy_(theirs[f"model.layers.{index}.{name}.weight"])
         ids = random_batch(vocab=211, rows=2, length=40).ids
-        logits = model.head.predict(model.backbone(ids))
+        logits = model.predict(Batch(ids))
         torch.testing.assert_close(logits, reference(ids).logits, rtol=1e-5, atol=1e-5)

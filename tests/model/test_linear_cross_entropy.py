@@ -8,25 +8,34 @@ from llmtrain.model.kernels import linear_cross_entropy as kernel
 
 
 def example(
-    rows: int = 37, dim: int = 12, padded: int = 64, vocab: int = 50, dtype: torch.dtype = torch.float64
+    rows: int = 37,
+    dim: int = 12,
+    padded: int = 64,
+    vocab: int = 50,
+    dtype: torch.dtype = torch.float64,
+    bias: bool = True,
 ):
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(rows, dim, generator=generator, dtype=dtype, requires_grad=True)
-    weight = torch.randn(padded, dim, generator=generator, dtype=dtype, requires_grad=True)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype, requires_grad=True)
+
     labels = torch.randint(0, vocab, (rows,), generator=generator)
     labels[::5] = IGNORE
-    return hidden, weight, labels, vocab
+    return draw(rows, dim), draw(padded, dim), labels, vocab, draw(padded) if bias else None
 
 
-def gradients(function, hidden, weight, labels, vocab, scale: float = 0.37):
-    loss = function(hidden, weight, labels, vocab)
-    return loss.detach(), *torch.autograd.grad(loss * scale, (hidden, weight))
+def gradients(function, *arguments, scale: float = 0.37):
+    loss, correct = function(*arguments, count_correct=True)
+    inputs = [value for value in arguments if isinstance(value, torch.Tensor) and value.requires_grad]
+    return loss.detach(), correct, *torch.autograd.grad(loss * scale, inputs)
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("chunk_rows", [1, 7, 1000])
-def test_equals_reference_whatever_the_chunks(monkeypatch, chunk_rows):
-    arguments = example()
-    monkeypatch.setattr(kernel, "MAX_LOGITS", chunk_rows * arguments[-1])
+def test_equals_reference_whatever_the_chunks(monkeypatch, chunk_rows, bias):
+    arguments = example(bias=bias)
+    monkeypatch.setattr(kernel, "MAX_LOGITS", chunk_rows * 50)
     expected = gradients(kernel.linear_cross_entropy_reference, *arguments)
     actual = gradients(kernel.linear_cross_entropy, *arguments)
     for ours, theirs in zip(actual, expected, strict=True):
@@ -34,33 +43,69 @@ def test_equals_reference_whatever_the_chunks(monkeypatch, chunk_rows):
 
 
 def test_gradcheck(monkeypatch):
-    hidden, weight, labels, vocab = example(rows=5, dim=3, padded=8, vocab=6)
+    hidden, weight, labels, vocab, bias = example(rows=5, dim=3, padded=8, vocab=6)
     monkeypatch.setattr(kernel, "MAX_LOGITS", 2 * vocab)
     assert torch.autograd.gradcheck(
-        lambda h, w: kernel.linear_cross_entropy(h, w, labels, vocab), (hidden, weight)
+        lambda h, w, b: kernel.linear_cross_entropy(h, w, labels, vocab, b)[0], (hidden, weight, bias)
     )
 
 
 def test_padded_rows_get_no_gradient():
-    hidden, weight, labels, vocab = example()
-    _, _, grad_weight = gradients(kernel.linear_cross_entropy, hidden, weight, labels, vocab)
-    assert grad_weight[vocab:].abs().max() == 0
-    assert grad_weight[:vocab].abs().sum() > 0
+    arguments = example()
+    vocab = arguments[3]
+    _, _, _, grad_weight, grad_bias = gradients(kernel.linear_cross_entropy, *arguments)
+    for grad in (grad_weight, grad_bias):
+        assert grad[vocab:].abs().max() == 0
+        assert grad[:vocab].abs().sum() > 0
 
 
 def test_no_label_gives_zero_loss_and_gradient():
-    hidden, weight, labels, vocab = example()
-    loss, *grads = gradients(kernel.linear_cross_entropy, hidden, weight, labels.fill_(IGNORE), vocab)
-    assert loss == 0
-    assert all(grad.abs().max() == 0 for grad in grads)
+    hidden, weight, labels, vocab, bias = example()
+    labels.fill_(IGNORE)
+    results = gradients(kernel.linear_cross_entropy, hidden, weight, labels, vocab, bias)
+    assert all(result.abs().max() == 0 for result in results)
+
+
+def test_no_rows_give_zero_loss_and_gradient():
+    hidden, weight, labels, vocab, bias = example()
+    loss, correct, grad_hidden, grad_weight, _ = gradients(
+        kernel.linear_cross_entropy, hidden[:0], weight, labels[:0], vocab, bias
+    )
+    assert loss == correct == 0
+    assert grad_hidden.shape == (0, 12)
+    assert grad_weight.abs().max() == 0
+
+
+def test_correct_predictions_are_counted_where_there_is_a_label():
+    weight = torch.eye(4)
+    hidden = torch.tensor([[9.0, 0, 0, 0], [0, 0, 9.0, 0], [0, 9.0, 0, 0], [0, 0, 0, 9.0]])
+    labels = torch.tensor([0, 1, 1, IGNORE])
+    _, correct = kernel.linear_cross_entropy(hidden, weight, labels, 4, count_correct=True)
+    assert correct == 2
+    assert kernel.linear_cross_entropy(hidden, weight, labels, 4)[1] is None
+
+
+def test_a_bias_can_decide():
+    labels = torch.tensor([1])
+    hidden, weight = torch.zeros(1, 3), torch.zeros(4, 3)
+    for bias, expected in ((torch.tensor([0.0, 1, 0, 0]), 1), (torch.tensor([0.0, 1, 2, 0]), 0)):
+        _, correct = kernel.linear_cross_entropy(hidden, weight, labels, 3, bias, count_correct=True)
+        assert correct == expected
+
+
+def test_huge_logits_stay_finite():
+    hidden, weight, labels, vocab, bias = example(dtype=torch.float32)
+    loss, _, *grads = gradients(kernel.linear_cross_entropy, hidden * 1e4, weight, labels, vocab, bias)
+    assert loss.isfinite()
+    assert all(grad.isfinite().all() for grad in grads)
 
 
 def test_bf16_autocast_sums_in_fp32():
-    hidden, weight, labels, vocab = example(rows=4096, dtype=torch.float32)
-    exact = kernel.linear_cross_entropy_reference(hidden, weight, labels, vocab)
+    hidden, weight, labels, vocab, bias = example(rows=4096, dtype=torch.float32)
+    exact, _ = kernel.linear_cross_entropy_reference(hidden, weight, labels, vocab, bias)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = kernel.linear_cross_entropy(hidden, weight, labels, vocab)
-    assert loss.dtype == torch.float32
+        loss, correct = kernel.linear_cross_entropy(hidden, weight, labels, vocab, bias, count_correct=True)
+    assert loss.dtype == correct.dtype == torch.float32
     torch.testing.assert_close(loss, exact, rtol=2e-3, atol=0)
 
 
@@ -73,21 +118,19 @@ def test_switch_takes_the_reference(monkeypatch):
 
 
 def test_frozen_weight_gets_no_gradient():
-    hidden, weight, labels, vocab = example()
-    loss = kernel.linear_cross_entropy(hidden, weight.detach(), labels, vocab)
-    (grad,) = torch.autograd.grad(loss, (hidden,))
-    expected = torch.autograd.grad(
-        kernel.linear_cross_entropy_reference(hidden, weight.detach(), labels, vocab), (hidden,)
-    )[0]
+    hidden, weight, labels, vocab, bias = example()
+    frozen = hidden, weight.detach(), labels, vocab, bias.detach()
+    (grad,) = torch.autograd.grad(kernel.linear_cross_entropy(*frozen)[0], (hidden,))
+    (expected,) = torch.autograd.grad(kernel.linear_cross_entropy_reference(*frozen)[0], (hidden,))
     torch.testing.assert_close(grad, expected)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_evaluation_makes_no_gradients(monkeypatch, context):
     """Whether inputs could have gradients is not the question where none are recorded."""
-    hidden, weight, labels, vocab = example()
-    expected = kernel.linear_cross_entropy(hidden, weight, labels, vocab)
+    arguments = example()
+    expected, _ = kernel.linear_cross_entropy(*arguments)
     with context():
         monkeypatch.setattr(torch, "zeros_like", lambda *args, **kwargs: pytest.fail("made a gradient"))
-        loss = kernel.linear_cross_entropy(hidden, weight, labels, vocab)
+        loss, _ = kernel.linear_cross_entropy(*arguments)
     assert loss == expected

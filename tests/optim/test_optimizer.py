@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from llmtrain.optim.clip import clip_gradients
-from llmtrain.optim.optimizer import build_optimizer, named_state, scale_learning_rate
-from llmtrain.schema.groups import AdamWConfig
+from llmtrain.optim.optimizer import build_optimizer, freeze, named_state, scale_learning_rate
+from llmtrain.schema.optim import AdamWConfig
+from llmtrain.utils.errors import ConfigError
 from tests.helpers.models import make_model, random_batch, small_config
 
 
@@ -107,3 +108,48 @@ def test_norm_of_bad_gradients_is_not_finite_and_the_good_ones_stay_finite():
     assert not clip_gradients(parameters, 1.0).isfinite()
     assert not parameters[0].grad.isfinite().all()
     assert parameters[1].grad.isfinite().all()
+
+
+def rates(model, optimizer) -> dict[str, float]:
+    by_id = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    return {name: by_id[id(p)] for name, p in model.named_parameters() if id(p) in by_id}
+
+
+def test_layer_decay_lowers_the_rate_from_block_to_block():
+    model = make_model(small_config(num_layers=3, tie_embeddings=False))
+    found = rates(model, build_optimizer(AdamWConfig(lr=1.0, layer_decay=0.5), model))
+    assert found["head.projection.weight"] == found["backbone.norm.weight"] == 1.0
+    for number, rate in enumerate((0.125, 0.25, 0.5)):
+        for part in ("attention.query.weight", "attention_norm.bias", "mlp.up.bias"):
+            assert found[f"backbone.blocks.{number}.{part}"] == rate
+    assert found["backbone.embedding.weight"] == found["backbone.position.weight"] == 0.0625
+    assert set(rates(model, build_optimizer(AdamWConfig(lr=1.0), model)).values()) == {1.0}
+
+
+def test_the_schedule_scales_every_group_from_its_own_rate():
+    model = make_model(small_config(num_layers=1))
+    optimizer = build_optimizer(AdamWConfig(lr=1.0, layer_decay=0.5), model)
+    for factor in (0.1, 0.5):
+        scale_learning_rate(optimizer, factor)
+        assert rates(model, optimizer)["backbone.blocks.0.mlp.up.weight"] == pytest.approx(0.5 * factor)
+
+
+def test_frozen_parameters_do_not_move_and_have_no_state():
+    model = make_model(small_config())
+    freeze(model, ["backbone.embedding*", "backbone.blocks.[0].*"])
+    optimizer = build_optimizer(AdamWConfig(lr=0.1), model)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    model(random_batch())["loss"].backward()
+    optimizer.step()
+    for name, value in model.named_parameters():
+        frozen = name == "backbone.embedding.weight" or name.startswith("backbone.blocks.0.")
+        assert value.equal(before[name]) == frozen, name
+        assert any(key.startswith(name) for key in named_state(optimizer, {name: value})) == (not frozen)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"), [(["backbone.block.*"], "no parameter matches"), (["*"], "everything is frozen")]
+)
+def test_freezing_nothing_or_everything_is_an_error(patterns, message):
+    with pytest.raises(ConfigError, match=message):
+        freeze(make_model(small_config()), patterns)

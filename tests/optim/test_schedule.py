@@ -5,7 +5,7 @@ import math
 import pytest
 
 from llmtrain.optim.schedule import Schedule
-from llmtrain.schema.groups import ConstantSchedule, CosineSchedule, LinearSchedule
+from llmtrain.schema.optim import ConstantSchedule, CosineSchedule, LinearSchedule
 
 
 def test_warmup_by_ratio_and_by_steps_are_the_same():

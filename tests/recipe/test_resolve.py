@@ -5,11 +5,9 @@ import shutil
 import pytest
 import torch
 
-from llmtrain.model.build import build_model
 from llmtrain.recipe import resolve
 from llmtrain.schema.fields import Compile, Precision, TrainConfig
-from llmtrain.schema.groups import GPTConfig
-from llmtrain.schema.roots import PretrainConfig
+from llmtrain.schema.model import GPTConfig
 from llmtrain.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -60,13 +58,11 @@ def test_precision_follows_the_hardware_unless_it_is_given(monkeypatch, amx):
 
 
 def test_long_runs_are_compiled_where_there_is_a_compiler(monkeypatch):
-    model = build_model(GPTConfig(vocab_size=1000))
-
-    def decision(steps: int, compiler: str | None = "/bin/g++", choice: Compile = Compile.auto) -> Compile:
+    def decision(flops: float, compiler: str | None = "/bin/g++", choice: Compile = Compile.auto) -> Compile:
         monkeypatch.setattr(shutil, "which", lambda name: compiler)
-        return resolve.resolve_compile(PretrainConfig(compile=choice), CPU, model, steps, processes=1)
+        return resolve.resolve_compile(choice, CPU, flops)
 
-    assert decision(10**6) is Compile.always
-    assert decision(1) is Compile.never
-    assert decision(10**6, compiler=None) is Compile.never
-    assert decision(1, choice=Compile.always) is Compile.always
+    assert decision(1e18) is Compile.always
+    assert decision(1e9) is Compile.never
+    assert decision(1e18, compiler=None) is Compile.never
+    assert decision(1e9, choice=Compile.always) is Compile.always

@@ -17,7 +17,7 @@ from llmtrain.utils.errors import ConfigError
 SCHEMA = '''
 from dataclasses import dataclass
 
-from llmtrain.schema.groups import ScheduleConfig
+from llmtrain.schema.optim import ScheduleConfig
 
 
 @dataclass

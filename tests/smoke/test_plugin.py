@@ -11,7 +11,7 @@ from tests.helpers.command import metrics, succeed
 SCHEMA = '''
 from dataclasses import dataclass
 
-from llmtrain.schema.groups import ScheduleConfig
+from llmtrain.schema.optim import ScheduleConfig
 
 
 @dataclass

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmtrain.model.layers.attention import fused_linear
-from llmtrain.schema.groups import Activation
+from llmtrain.schema.model import Activation
+
+GATES: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.swiglu: F.silu,
+    Activation.geglu: F.gelu,
+}
+"""Activations that have a gate, and what is done to it."""
 
 
 class FeedForward(nn.Module):
@@ -22,7 +30,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, activation: Activation, bias: bool) -> None:
         super().__init__()
         self.up = nn.Linear(dim, hidden_dim, bias=bias)
-        self.activation = nn.GELU(approximate="tanh" if activation is Activation.gelu_tanh else "none")
+        self.activation = build_gelu(activation)
         self.down = nn.Linear(hidden_dim, dim, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -31,23 +39,36 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020): SiLU(gate) * up, then down."""
+    """SwiGLU and GEGLU (Shazeer 2020): activation(gate) * up, then down.
 
-    def __init__(self, dim: int, hidden_dim: int, bias: bool) -> None:
+    Args:
+        dim: D.
+        hidden_dim: F.
+        activation: swiglu (SiLU) or geglu (exact GELU).
+        bias: whether the projections have biases.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, activation: Activation, bias: bool) -> None:
         super().__init__()
         self.gate = nn.Linear(dim, hidden_dim, bias=bias)
         self.up = nn.Linear(dim, hidden_dim, bias=bias)
+        self.activation = GATES[activation]
         self.down = nn.Linear(hidden_dim, dim, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         gate_BTF, up_BTF = fused_linear(x_BTD, self.gate, self.up)
-        return self.down(F.silu(gate_BTF) * up_BTF)
+        return self.down(self.activation(gate_BTF) * up_BTF)
+
+
+def build_gelu(activation: Activation) -> nn.GELU:
+    """The GELU of a model (Hendrycks & Gimpel 2016): exact unless it is named as approximated by tanh."""
+    return nn.GELU(approximate="tanh" if activation is Activation.gelu_tanh else "none")
 
 
 def build_mlp(dim: int, hidden_dim: int | None, activation: Activation, bias: bool) -> nn.Module:
     """The feed-forward layer for an activation; `hidden_dim` None takes the usual width."""
-    if activation is Activation.swiglu:
+    if activation in GATES:
         # Two thirds of 4 x D keep the parameter count of a plain layer (Shazeer 2020).
-        return GatedFeedForward(dim, hidden_dim or -(-(8 * dim // 3) // 64) * 64, bias)
+        return GatedFeedForward(dim, hidden_dim or -(-(8 * dim // 3) // 64) * 64, activation, bias)
     return FeedForward(dim, hidden_dim or 4 * dim, activation, bias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from llmtrain.schema.groups import Norm
+from llmtrain.schema.model import Norm
 
 
 def build_norm(kind: Norm, dim: int, eps: float, bias: bool) -> nn.Module:

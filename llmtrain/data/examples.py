@@ -1,0 +1,102 @@
+"""Rows for fine-tuning: one example each, in an order that puts examples of similar length together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from llmtrain.data.batch import Batch
+from llmtrain.data.samples import PackedRow, Sample
+from llmtrain.utils.seed import Permutation
+
+MakeBatch = Callable[[Sequence[PackedRow], int, int], Batch]
+"""Rows, their length with padding, and the padding token -> batch; see `Task.batch`."""
+
+WINDOW = 50
+"""Batches' worth of random examples that are sorted by length together."""
+
+
+class ExampleRows:
+    """An endless stream of examples for batches of a fixed number of them.
+
+    In training each epoch draws its own order; then every WINDOW batches' worth of examples are sorted by
+    length and cut into batches, and the batches are put into random order. So an example meets random
+    others of about its own length, and little of a batch is padding. For evaluation the order is by length.
+
+    An epoch need not end with a batch: the borders of batches run on through the epochs, and what is left
+    over before the first border and behind the last one is not sorted.
+
+    Args:
+        samples: all examples, encoded.
+        make_batch: `Task.batch`.
+        sequence_length: longest sample.
+        batch_size: examples of the global batch.
+        pad_id: token that fills rows.
+        seed: of the order.
+        shuffle: False for evaluation.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        make_batch: MakeBatch,
+        *,
+        sequence_length: int,
+        batch_size: int,
+        pad_id: int,
+        seed: int,
+        shuffle: bool = True,
+    ) -> None:
+        assert samples, "no samples"
+        self.samples = samples
+        self.sequence_length = sequence_length
+        self.rows_per_epoch = len(samples)
+        self.lengths = np.array([len(sample.ids) for sample in samples])
+        self._make_batch = make_batch
+        self._batch_size = batch_size
+        self._pad_id = pad_id
+        self._seed = seed
+        self._shuffle = shuffle
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    def read(self, global_row: int) -> PackedRow:
+        """A row of the endless stream."""
+        epoch, place = divmod(global_row, self.rows_per_epoch)
+        return PackedRow([self.samples[self.order(epoch)[place]]], epoch)
+
+    def collate(self, rows: Sequence[PackedRow]) -> Batch:
+        """A batch as long as its longest row, rounded up."""
+        return self._make_batch(rows, self._padded(max(row.length for row in rows)), self._pad_id)
+
+    def filler(self) -> PackedRow:
+        """A row without an example."""
+        return PackedRow()
+
+    def limit(self, row: PackedRow, tokens: int) -> PackedRow:
+        """Examples are taken whole."""
+        return row
+
+    def _padded(self, length: int) -> int:
+        """Length rounded up to one of a few, by about an eighth."""
+        steps = ((32, 4), (64, 8), (128, 16), (256, 32), (1 << 62, 64))
+        step = next(step for limit, step in steps if length <= limit)
+        return min(max(8, -(-length // step) * step), max(self.sequence_length, length))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Numbers of the samples in the order of an epoch, (samples,) int64."""
+        num, size = self.rows_per_epoch, self._batch_size
+        if not self._shuffle:
+            return np.argsort(-self.lengths, kind="stable")
+        order = Permutation(num, self._seed, "examples", epoch)(np.arange(num))
+        start = min(-epoch * num % size, num)  # rows that still belong to the last batch of the epoch before
+        stop = start + (num - start) // size * size
+        for begin in range(start, stop, WINDOW * size):
+            window = order[begin : min(begin + WINDOW * size, stop)]
+            window[:] = window[np.argsort(-self.lengths[window], kind="stable")]
+        batches = order[start:stop].reshape(-1, size)
+        if len(batches):
+            places = Permutation(len(batches), self._seed, "batches", epoch)(np.arange(len(batches)))
+            order[start:stop] = batches[places].ravel()
+        return order

@@ -1,0 +1,241 @@
+"""`llmtrain finetune`: train a pretrained model for a task."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmtrain.data.examples import ExampleRows
+from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.engine.hooks import Evaluation, Evaluator
+from llmtrain.model.assembled import Assembled
+from llmtrain.model.initialise import initialise
+from llmtrain.recipe.checkpointed import CARRIED, Pretrained, load_weights, open_pretrained
+from llmtrain.recipe.context import Context
+from llmtrain.recipe.resolve import micro_batch_size
+from llmtrain.recipe.scoring import TaskData, measure, padding, print_tables, score, write_predictions
+from llmtrain.recipe.terminal import make_console
+from llmtrain.recipe.training import Autocast, Work, train
+from llmtrain.schema.model import ModelConfig, TransformerConfig
+from llmtrain.schema.roots import FinetuneConfig
+from llmtrain.schema.task import TaskConfig
+from llmtrain.task.base import Examples, ScoreTable, Task, TaskKind
+from llmtrain.task.files import task_paths
+from llmtrain.utils import dist
+from llmtrain.utils.errors import ConfigError, DataError
+from llmtrain.utils.io import file_sha256, read_json, write_json
+from llmtrain.utils.run_directory import RunDirectory
+from llmtrain.utils.seed import Permutation
+
+
+def finetune(config: FinetuneConfig, context: Context) -> int:
+    """Train for the task as the config says; goes on from the newest checkpoint of the run directory.
+
+    Returns:
+        exit code: 0, or that of the signal that stopped the run.
+    """
+    return train(config, context, task_work)
+
+
+def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> Work:
+    """The examples as rows, and the pretrained model; on resume both as the checkpoint has them."""
+    assert config.init_from is not None
+    pretrained = open_pretrained(config.init_from if found is None else str(found), context)
+    config.model = adapted_model(pretrained.model, config)
+    length = config.train.sequence_length
+    kind: TaskKind = context.builders[type(config.task)]
+    config.task, training, validation = read_examples(kind, config.task, config.run.seed)
+    task = kind.build(config.task, config.model.causal)
+    samples = task.encode(training.items, pretrained.tokenizer, length)
+    rows = ExampleRows(
+        samples,
+        task.batch,
+        sequence_length=length,
+        batch_size=config.train.batch_size,
+        pad_id=padding(pretrained.tokenizer),
+        seed=config.run.seed,
+    )
+    to_validate = validation_data(config, task, validation, pretrained.tokenizer)
+    run = context.directory
+    return Work(
+        verb="finetune",
+        model=config.model,
+        tokenizer=pretrained.tokenizer,
+        objective=task,
+        rows=rows,
+        mean_length=float(rows.lengths.mean()),
+        first_weights=lambda model: first_weights(model, pretrained, config),
+        evaluator=task_evaluator(config, task, to_validate, run),
+        identity=identity(config.task, pretrained.tokenizer),
+        data_line=data_line(training, validation, rows.lengths, length),
+        metric=config.task.metric if to_validate is not None else "loss",
+        warnings=skipped("training", training) + skipped("validation", validation),
+        show_scores=lambda: show_scores(run),
+        next_commands=lambda path: [
+            f"llmtrain predict init_from={path} input=FILE",
+            f"llmtrain evaluate init_from={path} paths=[FILE]",
+        ],
+    )
+
+
+def adapted_model(model: ModelConfig, config: FinetuneConfig) -> ModelConfig:
+    """The pretrained model's config with the dropout that is asked for.
+
+    Raises:
+        ConfigError: examples may be longer than its positions.
+    """
+    length = config.train.sequence_length
+    if length > model.max_positions:
+        raise ConfigError(
+            f"train.sequence_length={length} exceeds the {model.max_positions} positions of the model",
+            "train.sequence_length",
+            f"give train.sequence_length={model.max_positions} or less",
+        )
+    if config.dropout is None:
+        return model
+    if not isinstance(model, TransformerConfig):
+        raise ConfigError(f"models of kind {model.kind} have no dropout", "dropout", "leave dropout out")
+    return dataclasses.replace(model, dropout=config.dropout)
+
+
+def read_examples(
+    kind: TaskKind, config: TaskConfig, seed: int
+) -> tuple[TaskConfig, Examples, Examples]:
+    """The config with labels resolved, examples to train and examples to validate on.
+
+    Without validation files a share of the training examples, drawn by seed, is held out.
+    """
+    training = kind.read(config, task_paths(config, config.paths, "task.paths"), labelled=True)
+    if not training.items:
+        raise DataError("there are no examples to train on", "task.paths", "give files with examples")
+    config = kind.resolve(config, training)
+    if config.validation_paths:
+        paths = task_paths(config, config.validation_paths, "task.validation_paths")
+        return config, training, kind.read(config, paths, labelled=True)
+    num = len(training.items)
+    held_out = min(int(num * config.validation_fraction), num - 1)
+    order = Permutation(num, seed, "validation examples")(np.arange(num))
+    chosen = set(order[:held_out].tolist())
+    validation = Examples([item for i, item in enumerate(training.items) if i in chosen])
+    training.items = [item for i, item in enumerate(training.items) if i not in chosen]
+    return config, training, validation
+
+
+def validation_data(
+    config: FinetuneConfig, task: Task, validation: Examples, tokenizer: Tokenizer
+) -> TaskData | None:
+    """The validation examples, encoded; None where there are none."""
+    if not validation.items:
+        return None
+    return TaskData.make(
+        task, validation.items, tokenizer, config.train.sequence_length, evaluation_batch_size(config)
+    )
+
+
+def evaluation_batch_size(config: FinetuneConfig) -> int:
+    """Examples that one process evaluates at once."""
+    return config.eval.batch_size or micro_batch_size(config.train, dist.world_size())
+
+
+def first_weights(model: Assembled, pretrained: Pretrained, config: FinetuneConfig) -> list[str]:
+    """Pretrained weights under a new head, or new weights everywhere; returns what the user should know."""
+    initialise(model, config.run.seed)
+    if config.reinitialise:
+        return [f"all weights are drawn anew: of {pretrained.path.name} only shape and tokenizer are used"]
+    tensors = pretrained.tensors()
+    carried = {name: tensor for name, tensor in tensors.items() if name.startswith(CARRIED)}
+    wanted = dict(model.named_parameters())
+    fitting = {name: tensor for name, tensor in carried.items() if name in wanted}
+    new = load_weights(model, fitting, pretrained.path, required=("backbone.",))
+    notes = [f"drawn anew: {', '.join(new)}"]
+    unused = sorted(tensors.keys() - fitting.keys())
+    if unused:
+        notes.append(f"not used: {', '.join(unused)}")
+    if pretrained.unknown:
+        notes.append(f"unknown in {pretrained.path.name}: {', '.join(pretrained.unknown)}")
+    return notes
+
+
+def task_evaluator(
+    config: FinetuneConfig, task: Task, data: TaskData | None, run: RunDirectory
+) -> Callable[[Assembled, torch.device, Autocast], Evaluator | None]:
+    """Maker of the evaluation on the validation examples; the best predictions and tables are kept."""
+
+    def make(model: Assembled, device: torch.device, autocast: Autocast) -> Evaluator | None:
+        if data is None:
+            return None
+        size = evaluation_batch_size(config)
+
+        def evaluate_task(stopped: Callable[[], bool]) -> Evaluation | None:
+            found = measure(task, model, data, device, autocast, size, stopped)
+            if found is None:
+                return None
+            scored = score(task, *found, data)
+            if config.task.metric not in scored.scores:
+                raise ConfigError(
+                    f"the task has no score {config.task.metric!r}",
+                    "task.metric",
+                    f"give one of {', '.join(scored.scores)}",
+                )
+
+            def keep() -> None:
+                if dist.rank() == 0:
+                    write_predictions(run.predictions, scored.predictions)
+                    tables = [dataclasses.asdict(table) for table in scored.tables]
+                    write_json(run.scores, {"scores": scored.scores, "tables": tables})
+
+            return Evaluation(scored.scores, scored.counts, keep)
+
+        return evaluate_task
+
+    return make
+
+
+def show_scores(run: RunDirectory) -> None:
+    """Print the tables of the best evaluation."""
+    if run.scores.exists():
+        tables = [ScoreTable(**table) for table in read_json(run.scores)["tables"]]
+        print_tables(make_console(), tables)
+
+
+def identity(config: TaskConfig, tokenizer: Tokenizer) -> dict[str, str]:
+    """Hashes of the files and of the tokenizer."""
+    training, validation = "task.paths", "task.validation_paths"
+    files = {training: config.paths, validation: config.validation_paths}
+    hashes = {
+        key: hash_files(task_paths(config, names, key)) if names else "" for key, names in files.items()
+    }
+    return {
+        "training examples": hashes[training],
+        "validation examples": hashes[validation],
+        "tokenizer": tokenizer.sha256,
+    }
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """One hash for the contents of files."""
+    return hashlib.sha256(" ".join(file_sha256(path) for path in paths).encode()).hexdigest()[:16]
+
+
+def data_line(training: Examples, validation: Examples, lengths: np.ndarray[Any, Any], limit: int) -> str:
+    """What there is to learn from."""
+    cut = int((lengths >= limit).sum())
+    return (
+        f"{len(training.items):,} examples to train on, {len(validation.items):,} to validate; "
+        f"{lengths.mean():.1f} tokens on average, {lengths.max()} at most"
+        + (f", {cut:,} fill or exceed the limit" if cut else "")
+    )
+
+
+def skipped(name: str, examples: Examples) -> list[str]:
+    """Warnings about examples that were left out."""
+    if not examples.skipped:
+        return []
+    first = "; ".join(examples.skipped[:3])
+    return [f"{len(examples.skipped)} {name} examples have faults: {first}"]

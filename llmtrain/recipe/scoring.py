@@ -1,0 +1,114 @@
+"""Scores of a task: what training, `evaluate` and `predict` have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from llmtrain.data.examples import ExampleRows
+from llmtrain.data.loader import evaluation_batches
+from llmtrain.data.samples import Sample
+from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.engine.evaluate import Measured, evaluate
+from llmtrain.model.assembled import Assembled
+from llmtrain.recipe.training import Autocast
+from llmtrain.task.base import Prediction, ScoreTable, Task
+from llmtrain.utils import dist
+from llmtrain.utils.io import atomic_write
+
+
+@dataclass
+class TaskData:
+    """Examples of one kind, encoded.
+
+    Attributes:
+        examples: as they were read.
+        samples: made of them.
+        rows: the samples, by length.
+    """
+
+    examples: Sequence[Any]
+    samples: list[Sample]
+    rows: ExampleRows
+
+    @classmethod
+    def make(
+        cls, task: Task, examples: Sequence[Any], tokenizer: Tokenizer, length: int, batch_size: int
+    ) -> TaskData:
+        """Encode examples to be looked at in order of length."""
+        samples = task.encode(examples, tokenizer, length)
+        rows = ExampleRows(
+            samples,
+            task.batch,
+            sequence_length=length,
+            batch_size=batch_size,
+            pad_id=padding(tokenizer),
+            seed=0,
+            shuffle=False,
+        )
+        return cls(examples, samples, rows)
+
+
+@dataclass
+class Scored:
+    """What a model says about examples, and how good that is."""
+
+    predictions: list[Prediction]
+    scores: dict[str, float]
+    counts: dict[str, float]
+    tables: list[ScoreTable]
+
+
+def padding(tokenizer: Tokenizer) -> int:
+    """The token that fills rows; what it is does not matter, since nothing looks at it."""
+    return tokenizer.end_id if tokenizer.pad_id is None else tokenizer.pad_id
+
+
+def measure(
+    task: Task,
+    model: Assembled,
+    data: TaskData,
+    device: torch.device,
+    autocast: Autocast,
+    batch_size: int,
+    stopped: Callable[[], bool],
+) -> tuple[Measured, list[Prediction]] | None:
+    """Loss and predictions. Collective; every process gets all predictions. None where it was stopped."""
+    batches = evaluation_batches(data.rows, batch_size, dist.rank(), dist.world_size())
+    measured = evaluate(model, task, batches, device, autocast, stopped, task.output)
+    if measured is None:
+        return None
+    assert measured.outputs is not None
+    outputs = measured.outputs[: len(data.samples)]
+    outputs[data.rows.order(0)] = outputs.copy()
+    return measured, task.decode(outputs, data.samples, data.examples)
+
+
+def score(task: Task, measured: Measured, predictions: list[Prediction], data: TaskData) -> Scored:
+    """Scores of predictions, the loss first."""
+    scores = {"loss": measured.stats["loss"], **task.score(predictions, data.examples)}
+    return Scored(predictions, scores, measured.counts, task.tables(predictions, data.examples))
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """One JSON line for each example."""
+    atomic_write(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in predictions))
+
+
+def print_tables(console: Console, tables: Sequence[ScoreTable]) -> None:
+    """Tables under their titles; numbers to the right."""
+    for one in tables:
+        table = Table(title=one.title, title_justify="left", title_style="bold", box=None)
+        for number, name in enumerate(one.header):
+            table.add_column(name, justify="right" if number else "left")
+        for row in one.rows:
+            table.add_row(*row)
+        console.print()
+        console.print(table)

@@ -1,0 +1,272 @@
+"""What all trainings have in common: from a work at hand to a trained checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmtrain.checkpoint.read import read_state
+from llmtrain.checkpoint.state import training_tensors
+from llmtrain.checkpoint.store import CheckpointStore
+from llmtrain.data.loader import Loader, Rows
+from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.engine.engine import Engine, Hook
+from llmtrain.engine.hooks import CheckpointHook, EvaluateHook, Evaluator, LogHook
+from llmtrain.engine.step import PlainStep
+from llmtrain.metrics.sinks import Sink
+from llmtrain.metrics.throughput import Throughput
+from llmtrain.model.assembled import Assembled
+from llmtrain.model.build import build_model, materialise
+from llmtrain.model.compile import compile_blocks
+from llmtrain.objective.build import Objective
+from llmtrain.optim.optimizer import build_optimizer, freeze
+from llmtrain.optim.schedule import Schedule
+from llmtrain.parallel.data import Replicated
+from llmtrain.recipe.context import Context
+from llmtrain.recipe.resolve import micro_batch_size, resolve_compile, resolve_precision, total_steps
+from llmtrain.recipe.terminal import announce, open_sinks, print_summary
+from llmtrain.schema.fields import Compile
+from llmtrain.schema.model import ModelConfig
+from llmtrain.schema.roots import TrainingConfig
+from llmtrain.schema.stored import config_text
+from llmtrain.utils import dist
+from llmtrain.utils.device import peak_flops, peak_memory_bytes, pick_device
+from llmtrain.utils.errors import ConfigError
+from llmtrain.utils.io import atomic_write, write_json
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass
+class Work:
+    """What makes one training different from another.
+
+    Attributes:
+        verb: of the command.
+        model: with its vocabulary.
+        tokenizer: saved with each checkpoint.
+        objective: what is learned.
+        rows: what is learned from.
+        mean_length: real tokens in a row, about.
+        first_weights: fills the parameters of a new run; what it returns is told to the user.
+        evaluator: makes the evaluation of a model, or gives None where there is nothing to validate on.
+        identity: hashes of the data; a run goes on with the same data only.
+        data_line: says in one line what there is to learn from.
+        metric: score by which the best checkpoint is chosen.
+        warnings: for the user.
+        show_scores: called on rank 0 at the end.
+        next_commands: what one may want to type after the run, given its quoted path.
+    """
+
+    verb: str
+    model: ModelConfig
+    tokenizer: Tokenizer
+    objective: Objective
+    rows: Rows
+    mean_length: float
+    first_weights: Callable[[Assembled], list[str]]
+    evaluator: Callable[[Assembled, torch.device, Autocast], Evaluator | None]
+    identity: Mapping[str, str | None]
+    data_line: str
+    metric: str = "loss"
+    warnings: list[str] = field(default_factory=list)
+    show_scores: Callable[[], None] = lambda: None
+    next_commands: Callable[[str], list[str]] = lambda path: []
+
+
+MakeWork = Callable[[Any, Context, Path | None], Work]
+"""Config, surroundings and the checkpoint that the run goes on from, if any -> the work. It may settle
+what the config left open."""
+
+
+def train(config: TrainingConfig, context: Context, make_work: MakeWork) -> int:
+    """Train as the config says; goes on from the newest checkpoint of the run directory.
+
+    Returns:
+        exit code: 0, or that of the signal that stopped the run.
+    """
+    engine, model, work = set_up(config, context, make_work)
+    try:
+        exit_code = engine.fit()
+    finally:
+        engine.close()
+    finish(config, context, engine, model, work, exit_code)
+    return exit_code
+
+
+def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tuple[Engine, Assembled, Work]:
+    """Prepare the data, build the model, restore or initialise it: all that comes before the first step."""
+    device = pick_device(config.launch.device.value)
+    micro = micro_batch_size(config.train, dist.world_size())
+    notes: list[dict[str, Any]] = []
+    store = CheckpointStore(
+        context.directory.checkpoints,
+        keep=config.checkpoint.keep,
+        report=lambda event, details: notes.append({"event": event, **details}),
+    )
+    found = store.find()
+    work = make_work(config, context, found)
+    if found is not None:
+        check_same_data(found, work.identity)
+    steps = total_steps(config.train, work.rows.rows_per_epoch)
+    model = build_model(work.model, work.objective.build_head, context.builders)
+    flops = model.flops_per_token(round(work.mean_length), work.objective.labelled_share)
+    decide(config, context, work, device, flops * steps * config.train.batch_size * work.mean_length)
+    materialise(model, device)
+    freeze(model, config.optim.freeze)
+    optimizer = build_optimizer(config.optim, model, context.builders)
+
+    state = None
+    if found is not None:
+        state = store.load(found, training_tensors(model, optimizer))
+    else:
+        work.warnings += work.first_weights(model)
+    sinks = open_sinks(context.directory, config, state)
+    announce(sinks, notes, config, work.data_line, work.warnings, model, steps, state)
+    if config.compile is Compile.always:
+        compile_blocks(model)
+    step = PlainStep(
+        Replicated(model, device),
+        optimizer,
+        work.objective,
+        device=device,
+        precision=config.precision.value,
+        clip_norm=config.optim.clip_norm,
+        seed=config.run.seed,
+    )
+    if dist.world_size() > 1:
+        step.settle(work.rows.collate([work.rows.filler()] * micro))
+    throughput = Throughput(flops, lambda: all_peak_flops(device, step.precision))
+    hooks = make_hooks(config, work, model, step, store)
+    return assemble(config, context, work.rows, step, throughput, steps, state, sinks, hooks), model, work
+
+
+def decide(config: TrainingConfig, context: Context, work: Work, device: torch.device, flops: float) -> None:
+    """Settle what the config left open, and store it with the run."""
+    config.precision = resolve_precision(config.precision, device)
+    config.compile = resolve_compile(config.compile, device, flops / dist.world_size())
+    if dist.rank() == 0:
+        atomic_write(context.directory.config, config_text(work.verb, config))
+
+
+def check_same_data(checkpoint: Path, now: Mapping[str, str | None]) -> None:
+    """Compare the data with those that a checkpoint was trained on.
+
+    Raises:
+        ConfigError: a token, a border between documents or the tokenizer is another.
+    """
+    then = read_state(checkpoint)["data"]
+    changed = [name for name in now if then[name] != now[name]]
+    if changed:
+        raise ConfigError(
+            f"the data have changed since this run was started: {', '.join(changed)}",
+            str(checkpoint),
+            "bring the old files back, or start a new run with run.name=...",
+        )
+
+
+def make_hooks(
+    config: TrainingConfig, work: Work, model: Assembled, step: PlainStep, store: CheckpointStore
+) -> list[Hook]:
+    """Reports, evaluation and checkpoints, in the order in which they follow a step."""
+    hooks: list[Hook] = [LogHook(config.log.every)]
+    evaluator = work.evaluator(model, step.device, step.autocast)
+    if evaluator is not None:
+        every = config.eval.every
+        if every is None:
+            every = max(1, round(work.rows.rows_per_epoch / config.train.batch_size))
+        hooks.append(EvaluateHook(every, evaluator, work.metric, config.eval.patience))
+    saving = CheckpointHook(
+        config.checkpoint.every,
+        config.checkpoint.best,
+        store,
+        lambda: training_tensors(model, step.optimizer),
+        {"config.yaml": config_text(work.verb, config), "tokenizer.json": work.tokenizer.to_json()},
+        {"layout": {"dp_replicate": dist.world_size()}, "data": dict(work.identity)},
+    )
+    return [*hooks, saving]
+
+
+def assemble(
+    config: TrainingConfig,
+    context: Context,
+    rows: Rows,
+    step: PlainStep,
+    throughput: Throughput,
+    steps: int,
+    state: dict[str, Any] | None,
+    sinks: list[Sink],
+    hooks: list[Hook],
+) -> Engine:
+    """Put the engine together, and set it to where the saved state left off."""
+    train = config.train
+    engine = Engine(
+        step=step,
+        loader=Loader(
+            rows,
+            batch_size=train.batch_size,
+            micro_batch_size=micro_batch_size(train, dist.world_size()),
+            rank=dist.rank(),
+            world=dist.world_size(),
+            start_row=state["train"]["row"] if state else 0,
+            pin=step.device.type == "cuda",
+        ),
+        schedule=Schedule(config.schedule, steps, context.builders),
+        base_rate=config.optim.lr,
+        total_steps=steps,
+        max_bad_steps=train.max_bad_steps,
+        minutes=train.minutes,
+        stop=context.stop,
+        throughput=throughput,
+        sinks=sinks,
+        hooks=hooks,
+    )
+    if state is not None:
+        engine.load_state_dict(state)
+    return engine
+
+
+def all_peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak of all processes together, which are taken to be alike."""
+    peak = peak_flops(device, precision)
+    return None if peak is None else peak * dist.world_size()
+
+
+def finish(
+    config: TrainingConfig, context: Context, engine: Engine, model: Assembled, work: Work, exit_code: int
+) -> None:
+    """Write `summary.json` and tell the user what was reached and what can be done next."""
+    state = engine.state
+    state.seconds += engine.throughput.take_seconds()
+    peak_memory = max(dist.gather(torch.tensor([peak_memory_bytes(engine.step.device)])).flatten().tolist())
+    if dist.rank() != 0:
+        return
+    summary = {
+        "finished": state.step >= engine.total_steps and not state.evaluation_due,
+        "ended_early": engine.ended_early,
+        "exit_code": exit_code,
+        "steps": state.step,
+        "total_steps": engine.total_steps,
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+        "metric": work.metric,
+        f"validation_{work.metric}": None,
+        **{f"validation_{name}": value for name, value in state.validation.items()},
+        f"best_validation_{work.metric}": state.best_score,
+        "best_step": state.best_step,
+        "bad_steps": state.bad_steps,
+        "parameters": model.num_parameters(),
+        "peak_memory_bytes": peak_memory,
+        "processes": dist.world_size(),
+        "precision": config.precision.value,
+        "compile": config.compile.value,
+    }
+    write_json(context.directory.summary, summary)
+    print_summary(context.directory, summary, work.next_commands)
+    work.show_scores()

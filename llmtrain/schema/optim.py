@@ -1,0 +1,120 @@
+"""Optimizers and learning-rate schedules.
+
+One dataclass for each `kind`: a YAML file of the group starts with `kind: ...`, which names the dataclass
+that checks the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llmtrain.schema.fields import require
+
+
+@dataclass
+class OptimConfig:
+    """What all optimizers share."""
+
+    kind: str = ""
+    """Optimizer."""
+
+    lr: float = 1e-3
+    """Highest learning rate; the schedule scales it."""
+
+    weight_decay: float = 0.1
+    """Decay of matrices; norms and biases are never decayed."""
+
+    decay_embeddings: bool = False
+    """Decay embeddings too."""
+
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 does not clip."""
+
+    layer_decay: float = 1.0
+    """Layer-wise decay: each block learns at this share of the rate of the block above it, the embeddings
+    below all blocks; the head at the full rate. 1 is the same rate everywhere."""
+
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that do not learn, by name or pattern: `backbone.embedding*`, `backbone.blocks.[0-3].*`."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.layer_decay <= 1, "layer_decay", "must be above 0 and at most 1")
+        require(self.lr > 0, "lr", "must be greater than 0")
+        require(self.weight_decay >= 0, "weight_decay", "must not be negative")
+        require(self.clip_norm >= 0, "clip_norm", "must not be negative")
+
+
+@dataclass
+class AdamWConfig(OptimConfig):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    kind: str = "adamw"
+    """Optimizer."""
+
+    beta1: float = 0.9
+    """Decay of the mean of gradients."""
+
+    beta2: float = 0.95
+    """Decay of the mean of squared gradients."""
+
+    eps: float = 1e-8
+    """Added to the denominator."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("beta1", "beta2"):
+            require(0 <= getattr(self, key) < 1, key, "must be at least 0 and below 1")
+        require(self.eps > 0, "eps", "must be greater than 0")
+
+
+@dataclass
+class ScheduleConfig:
+    """What all learning-rate schedules share."""
+
+    kind: str = ""
+    """Shape of the learning rate over time."""
+
+    warmup: float = 0.02
+    """Linear warm-up: below 1 a share of the run, from 1 on a number of steps."""
+
+    def __post_init__(self) -> None:
+        require(self.warmup >= 0, "warmup", "must not be negative")
+        require(self.warmup < 1 or self.warmup == int(self.warmup), "warmup", "from 1 on must be whole steps")
+
+
+@dataclass
+class ConstantSchedule(ScheduleConfig):
+    """Warm-up, then constant."""
+
+    kind: str = "constant"
+    """Shape of the learning rate over time."""
+
+
+@dataclass
+class LinearSchedule(ScheduleConfig):
+    """Warm-up, then linear decay to the final ratio."""
+
+    kind: str = "linear"
+    """Shape of the learning rate over time."""
+
+    final_ratio: float = 0.0
+    """Learning rate at the end, as a share of the highest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.final_ratio <= 1, "final_ratio", "must be between 0 and 1")
+
+
+@dataclass
+class CosineSchedule(ScheduleConfig):
+    """Warm-up, then half a cosine down to the final ratio (Loshchilov & Hutter 2017)."""
+
+    kind: str = "cosine"
+    """Shape of the learning rate over time."""
+
+    final_ratio: float = 0.1
+    """Learning rate at the end, as a share of the highest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.final_ratio <= 1, "final_ratio", "must be between 0 and 1")

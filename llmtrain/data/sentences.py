@@ -12,17 +12,20 @@ from llmtrain.data.tokenizer import Tokenizer
 GAP = 32
 """Tokens between two starts of words that serve as places inside a long sentence."""
 
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 """Tokens that are searched at once."""
 
-LOOK_BACK = 3
-"""Tokens before a sentence that are looked at: its predecessor's last mark and two closing ones."""
+LOOK_BACK = 4
+"""Tokens before a sentence that are looked at: its predecessor's last word, its mark and two closing ones."""
 
 _CLOSING = "\"'\u201d\u2019\u00bb)\\]\u3011\u300d\u300f\u300b\u3009\uff09"
 """Marks that may stand behind the end of a sentence: of Western and Chinese quotations and brackets."""
 
 _ENDING = ".!?\u2026\u3002\uff01\uff1f\uff0e"
 """Full stops, exclamation and question marks, the ellipsis, and their Chinese forms."""
+
+_ABBREVIATED = re.compile("[a-z]|mr|mrs|ms|dr|st", re.IGNORECASE)
+"""Before a full stop, what does not end a sentence: initials and titles."""
 
 _ENDS_SENTENCE = re.compile(f"[{_ENDING}][{_CLOSING}]*\\s*$|\n\\s*$")
 _CLOSES = re.compile(f"[{_CLOSING}]+$")
@@ -53,6 +56,8 @@ class _Marks:
     Attributes:
         ends: (V,) bool, ends a sentence.
         closes: (V,) bool, quotation marks and brackets that may stand behind that.
+        stops: (V,) bool, a full stop and nothing else.
+        abbreviated: (V,) bool, a full stop behind it does not end a sentence.
         continues: (V,) bool, continues a word.
     """
 
@@ -60,6 +65,8 @@ class _Marks:
         texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
         self.ends = np.array([_ENDS_SENTENCE.search(text) is not None for text in texts])
         self.closes = np.array([_CLOSES.match(text.strip()) is not None for text in texts])
+        self.stops = np.array([text.strip() == "." for text in texts])
+        self.abbreviated = np.array([_ABBREVIATED.fullmatch(text.strip()) is not None for text in texts])
         self.continues = tokenizer.continues_word
 
     def places(self, contents: Contents, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,11 +74,12 @@ class _Marks:
         end = min(end, contents.num_tokens)
         ids = contents.read(max(start - LOOK_BACK, 0), end)
         ends, closes = self.ends[ids], self.closes[ids]
+        is_word = ~(self.continues[ids] | ends | closes)
+        ends[1:] &= ~(self.stops[ids[1:]] & self.abbreviated[ids[:-1]])
         ended = np.zeros(len(ids) + 1, bool)  # whether a sentence ends right before a token
         ended[1:] = ends
         ended[2:] |= closes[1:] & ends[:-1]
         ended[3:] |= closes[2:] & closes[1:-1] & ends[:-2]
-        is_word = ~(self.continues[ids] | ends | closes)
         is_sentence = ended[:-1] & is_word
         back = len(ids) - (end - start)
         is_sentence, is_word = is_sentence[back:], is_word[back:]

@@ -104,9 +104,7 @@ def adapted_model(model: ModelConfig, config: FinetuneConfig) -> ModelConfig:
     return dataclasses.replace(model, dropout=config.dropout)
 
 
-def read_examples(
-    kind: TaskKind, config: TaskConfig, seed: int
-) -> tuple[TaskConfig, Examples, Examples]:
+def read_examples(kind: TaskKind, config: TaskConfig, seed: int) -> tuple[TaskConfig, Examples, Examples]:
     """The config with labels resolved, examples to train and examples to validate on.
 
     Without validation files a share of the training examples, drawn by seed, is held out.

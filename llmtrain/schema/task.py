@@ -210,8 +210,8 @@ class QuestionAnsweringTask(TaskConfig):
     metric: str = "f1"
     """Score by which the best checkpoint is chosen: f1, exact_match. (And `loss`, lower is better.)"""
 
-    stride: int = 128
-    """Tokens by which windows on a long text overlap."""
+    stride: int | None = None
+    """Tokens by which windows on a long text overlap. Default: a third of train.sequence_length."""
 
     max_question_length: int = 64
     """Tokens of a question that are kept."""
@@ -233,7 +233,7 @@ class QuestionAnsweringTask(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.stride >= 0, "stride", "must not be negative")
+        require(self.stride is None or self.stride >= 0, "stride", "must not be negative")
         for key in ("max_question_length", "max_answer_length", "num_best"):
             require(getattr(self, key) > 0, key, "must be greater than 0")
 

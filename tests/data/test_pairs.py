@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llmtrain.data import pairs, plans
+from llmtrain.data import pairs, plans, wordpiece
 from llmtrain.data.mask import Masker
 from llmtrain.data.pairs import FOLLOWS, RANDOM, PairRows
 from llmtrain.data.sentences import GAP, Places
 from llmtrain.data.spans import Contents
 from llmtrain.data.store import View, split, whole
+from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.schema.objective import MLMNSPConfig
 from llmtrain.utils.errors import ConfigError, DataError
 from tests.helpers.text import story, word_tokenizer
@@ -287,6 +288,16 @@ def test_sentences(make_store) -> None:
     ]
     chinese = [("三 四 。 \u201d", True), ("五 六 。", True), ("七", True)]
     assert places_of(make_store, "一二。三四。\u201d五六。七", "八九。十")[:3] == chinese
+
+
+def test_initials_and_titles_end_no_sentence(make_store) -> None:
+    text = "Mr. J. K. Abc, e.g. a Dr. said it. He went."
+    made = wordpiece.train([text], vocab_size=200, lowercase=True, min_frequency=1)
+    tokenizer = Tokenizer(made, kind="wordpiece", end_token=wordpiece.SEP)
+    contents = Contents(whole(make_store([text], tokenizer=tokenizer)))
+    found = Places(contents, tokenizer)
+    assert tokenizer.decode(contents.read(0, int(found.every[found.is_sentence][0]))).endswith("it.")
+    assert found.is_sentence.sum() == 1
 
 
 def test_long_sentences_have_places_at_words(make_store) -> None:

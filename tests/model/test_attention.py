@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from llmtrain.model.kernels import attention as kernel
 from llmtrain.model.layers import attention as layer
 from llmtrain.model.layers.attention import attention, document_mask, local_mask
+from tests.helpers.models import make_model, small_bert, small_config
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1, 1, 1], [0] * 8])
 
@@ -109,3 +110,24 @@ def test_local_mask_shows_half_a_window_to_each_side():
     mask = local_mask(9, 4, torch.device("cpu"))[0, 0]
     assert mask[4].tolist() == [False, False, True, True, True, True, True, False, False]
     assert torch.equal(mask, mask.T)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("name", ["bert", "gpt"])
+def test_a_block_is_one_graph_for_a_compiler(name, dropout):
+    """Our kernels must not break the graph, and the same numbers must come out."""
+    config = small_bert(dropout=dropout) if name == "bert" else small_config(dropout=dropout)
+    block = make_model(config).backbone.blocks[0]
+    mask = document_mask(DOCUMENTS[:2], causal=name == "gpt")
+    x = torch.randn(2, 8, 32, requires_grad=True)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    found = []
+    for function in (block, compiled):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.manual_seed(0)
+            y = function(x, mask, None)
+        (grad,) = torch.autograd.grad(y.float().square().sum(), x)
+        found.append((y.float(), grad))
+    if dropout == 0:
+        torch.testing.assert_close(found[0], found[1], rtol=0.03, atol=0.03)
+    assert found[1][0].shape == found[0][0].shape

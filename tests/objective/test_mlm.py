@@ -103,17 +103,24 @@ def test_parts_add_up_to_the_mean_over_all(objective: MLM, stories: View) -> Non
     torch.testing.assert_close(stats["loss"], loss)
 
 
-def test_both_tasks_are_learned(stories: View) -> None:
-    """Each document has words of its own: that tells random pairs, and what may stand behind a mask."""
-    torch.manual_seed(0)
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_both_tasks_are_learned(tmp_path: Path, one_thread) -> None:
+    """Each document has two stems of its own: that tells random pairs, and what may stand behind a mask."""
+    view = view_of(tmp_path, [story(i, 120, stems=STEMS[2 * i : 2 * i + 2]) for i in range(10)])
     objective = MLMNSP(MLMNSPConfig())
-    model = make_model(
-        small_bert(vocab_size=stories.store.tokenizer.vocab_size), build_head=objective.build_head
-    ).train()
+    config = small_bert(vocab_size=view.store.tokenizer.vocab_size, num_layers=1, dim=64)
+    model = make_model(config, build_head=objective.build_head).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    loader = Loader(rows_of(objective, stories), batch_size=32, micro_batch_size=32, rank=0, world=1)
+    loader = Loader(rows_of(objective, view), batch_size=32, micro_batch_size=32, rank=0, world=1)
     history = []
-    for _ in range(250):
+    for _ in range(180):
         (batch,) = loader.next()
         loss, stats = objective.loss(model(batch), objective.count(batch))
         optimizer.zero_grad()
@@ -122,8 +129,8 @@ def test_both_tasks_are_learned(stories: View) -> None:
         history.append({name: float(value) for name, value in stats.items()})
     loader.close()
     last = {name: sum(step[name] for step in history[-20:]) / 20 for name in history[0]}
-    assert last["nsp_accuracy"] > 0.9
-    assert last["mlm_loss"] < 2.6 < history[0]["mlm_loss"]
+    assert last["nsp_accuracy"] > 0.75, last
+    assert last["mlm_loss"] < 2 < 4 < history[0]["mlm_loss"], last
 
 
 def test_tokenizers_without_the_tokens_are_refused(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 Reason: PyTorch draws a Bernoulli number for each element on one core and without vector units; on 4 million
 elements this takes 24 ms, ten times what the rest of dropout takes. Here every 64 random bits decide about
-four elements (5 ms). Rates are exact to 1/65,536, and the scale is that of the rounded rate, so that the
-mean is kept exactly. The backward pass needs one byte per element.
+four elements (5 ms). It pays in compiled code too: forward and backward on 2 million elements take 13 ms,
+with inductor's own dropout 46 ms. Rates are exact to 1/65,536, and the scale is that of the rounded rate, so
+that the mean is kept exactly. The backward pass needs one byte per element.
 
 The eager reference is `torch.nn.functional.dropout`; the switch is `LLMTRAIN_KERNELS=0`.
 """
@@ -32,9 +33,9 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     """
     if rate == 0:
         return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or os.environ.get("LLMTRAIN_KERNELS") == "0":
-        return F.dropout(x, rate)  # a compiler fuses it, and a GPU draws numbers in parallel
-    result: Tensor = _Dropout.apply(x, rate)
+    if x.device.type != "cpu" or os.environ.get("LLMTRAIN_KERNELS") == "0":
+        return F.dropout(x, rate)  # a GPU draws numbers in parallel
+    result: Tensor = _Dropout.apply(x, *keep_mask(x.shape, rate))
     return result
 
 
@@ -51,8 +52,8 @@ def keep_mask(shape: Sequence[int], rate: float) -> tuple[Tensor, float]:
     """
     dropped = min(round(rate * LEVELS), LEVELS - 1)
     numel = math.prod(shape)
-    words = torch.empty(-(-numel // 4), dtype=torch.int64).random_(-(1 << 63), None)  # all 64 bits
-    numbers = words.view(torch.int16)[:numel].view(shape)  # -LEVELS / 2 and up
+    words = torch.randint(-(1 << 63), (1 << 63) - 1, (-(-numel // 4),))  # int64: all bits are random
+    numbers = words.view(torch.int16)[:numel].view(shape)  # from -LEVELS / 2 on
     return (numbers >= dropped - LEVELS // 2).view(torch.uint8), LEVELS / (LEVELS - dropped)
 
 
@@ -60,13 +61,13 @@ class _Dropout(torch.autograd.Function):
     """Keeps the mask as bytes; multiplying by numbers of one format is what runs fast."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
-        keep, ctx.scale = keep_mask(x.shape, rate)
+    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(keep)
-        return (x * keep.to(x.dtype)).mul_(ctx.scale)
+        ctx.scale = scale
+        return (x * keep.to(x.dtype)).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grad_outputs
         (keep,) = ctx.saved_tensors
-        return (grad * keep.to(grad.dtype)).mul_(ctx.scale), None
+        return (grad * keep.to(grad.dtype)).mul_(ctx.scale), None, None

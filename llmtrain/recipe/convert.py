@@ -11,6 +11,7 @@ from llmtrain.recipe.checkpointed import checkpoint_tensors, read_config
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.terminal import make_console
 from llmtrain.schema.roots import ConvertConfig, FinetuneConfig
+from llmtrain.schema.task import Pool
 from llmtrain.utils.errors import ConfigError
 
 
@@ -22,6 +23,12 @@ def convert(config: ConvertConfig, context: Context) -> int:
     if target.exists():
         raise ConfigError(f"{target} is there already", "target", "give a directory that is to be made")
     trained = read_config(source, context)
+    if isinstance(trained, FinetuneConfig) and getattr(trained.task, "pool", None) is Pool.mean:
+        raise ConfigError(
+            "transformers have no classifier over the mean of all positions",
+            f"{source}: task.pool",
+            "convert a run with task.pool=first",
+        )
     tensors = checkpoint_tensors(source)
     labels = list(getattr(trained.task, "labels", [])) if isinstance(trained, FinetuneConfig) else []
     assert trained.model is not None

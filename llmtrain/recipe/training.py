@@ -149,7 +149,7 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
 def decide(config: TrainingConfig, context: Context, work: Work, device: torch.device, flops: float) -> None:
     """Settle what the config left open, and store it with the run."""
     config.precision = resolve_precision(config.precision, device)
-    config.compile = resolve_compile(config.compile, device, flops / dist.world_size())
+    config.compile = resolve_compile(config.compile, device, config.precision, flops / dist.world_size())
     if dist.rank() == 0:
         atomic_write(context.directory.config, config_text(work.verb, config))
 

@@ -224,6 +224,13 @@ def test_a_tokenizer_is_needed(saved):
         read_hf(saved)
 
 
+def test_a_tokenizer_must_fit_the_embedding(saved):
+    with open(saved / "vocab.txt", "a") as file:
+        file.write("one_too_many\n")
+    with pytest.raises(DataError, match="has 212 tokens, and the embedding only 211"):
+        read_hf(saved)
+
+
 def test_key_table_goes_both_ways():
     model = make_model(bert.config(), build_head=MaskedNextHead)
     names = [name for name, _ in model.named_parameters()]

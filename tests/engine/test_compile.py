@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmtrain.model.compile import compile_blocks
-from tests.helpers.models import make_model, random_batch, small_config
+from tests.helpers.models import make_model, random_batch, small_bert, small_config
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler on this machine"
@@ -45,3 +45,25 @@ def test_compiled_equals_eager_and_nothing_is_compiled_twice():
     assert first == pytest.approx(expected[:2], rel=1e-5)
     assert again[0] < first[0]
     assert list(compiled.state_dict()) == keys
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_batches_of_other_lengths_are_not_compiled_anew():
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model = make_model(small_bert(max_positions=128))
+    compile_blocks(model)
+
+    def step(length: int) -> None:
+        batch = random_batch(rows=3, length=length)
+        batch.documents = torch.zeros(batch.ids.shape, dtype=torch.int32)
+        model(batch)["loss"].backward()
+
+    for length in (16, 24, 24):
+        step(length)
+    graphs = counters["stats"]["unique_graphs"]
+    for length in (40, 16, 64, 96, 24):
+        step(length)
+    assert counters["stats"]["unique_graphs"] == graphs

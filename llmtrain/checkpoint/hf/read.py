@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from llmtrain.checkpoint.hf.families import FAMILIES, family_named
 from llmtrain.checkpoint.hf.family import Family
 from llmtrain.data import wordpiece
+from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.model.build import MODELS
 from llmtrain.model.layers.embedding import padded_size
 from llmtrain.schema.model import ModelConfig
@@ -70,7 +71,7 @@ def read_hf(path: Path, families: Mapping[str, Family] = FAMILIES) -> HFModel:
     Raises:
         ConfigError: the type of model, or one of its settings, has no counterpart here; there are no
             safetensors or no tokenizer.
-        DataError: a file is broken, or the weights do not fit the config.
+        DataError: a file is broken, or weights, tokenizer and config do not fit together.
     """
     path = Path(path)
     where = str(path / CONFIG)
@@ -80,7 +81,9 @@ def read_hf(path: Path, families: Mapping[str, Family] = FAMILIES) -> HFModel:
     tensors, unknown = translate(read_weights(path), family)
     pad_vocabulary(tensors, config, family)
     check_backbone(tensors, config, unknown, family, where)
-    return HFModel(config, tensors, read_tokenizer(path), sorted(unknown))
+    tokenizer_json = read_tokenizer(path)
+    check_tokenizer(tokenizer_json, config, str(path))
+    return HFModel(config, tensors, tokenizer_json, sorted(unknown))
 
 
 def missing(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -226,3 +229,18 @@ def read_tokenizer(path: Path) -> str:
     settings = wordpiece.settings(file, lowercase=True)
     tokenizer_json: str = wordpiece.from_vocab(wordpiece.read_vocab(text), **settings).to_str()
     return tokenizer_json
+
+
+def check_tokenizer(tokenizer_json: str, config: ModelConfig, where: str) -> None:
+    """Compare the tokenizer with the embedding.
+
+    Raises:
+        DataError: it is none, or has ids that the embedding has not.
+    """
+    size = Tokenizer.from_json(tokenizer_json).vocab_size
+    if config.vocab_size is not None and size > config.vocab_size:
+        raise DataError(
+            f"the tokenizer has {size} tokens, and the embedding only {config.vocab_size}",
+            where,
+            "get the tokenizer and the weights from the same model",
+        )

@@ -12,7 +12,7 @@ from llmtrain.model.kernels.attention import short_attention
 from llmtrain.model.layers.position import Rotation, rotate
 
 SHORT = 512
-"""Up to so many tokens in a row explicit products in bf16 are faster on a CPU; with dropout they always are."""
+"""Up to so many tokens in a row explicit products in bf16 are faster on a CPU; with dropout always."""
 
 
 def document_mask(documents_BT: Tensor, causal: bool) -> Tensor:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from llmtrain import __version__
@@ -25,10 +26,11 @@ from llmtrain.command.sweep import Sweep, plan
 from llmtrain.compose.compose import Composed, compose
 from llmtrain.compose.folders import ConfigFolders, shown_path
 from llmtrain.compose.keys import KeySpace
+from llmtrain.metrics.summary import summary_rows, task_commands, text_commands, typed_path
 from llmtrain.schema.load import dump, suggest
 from llmtrain.schema.plugins import config_dirs, registry_with
 from llmtrain.schema.registry import builtin_registry
-from llmtrain.schema.roots import ROOTS, TRAINING
+from llmtrain.schema.roots import ROOTS, TRAINING, PretrainConfig
 from llmtrain.schema.stored import config_text
 from llmtrain.utils.errors import ConfigError, ExitCode, Problem, UserError
 from llmtrain.utils.signals import hold_signals
@@ -214,7 +216,7 @@ def start(
     data = dump(composed.config)
     if call.dry_run:
         print(config_text(composed.verb, composed.shown))
-        if composed.verb == "pretrain":
+        if composed.verb in TRAINING:
             launch = composed.config.launch
             data["launch"]["num_processes"] = count_processes(launch.num_processes, launch.device.value)
             execute("llmtrain.worker", composed.verb, json.dumps(data))
@@ -224,7 +226,7 @@ def start(
     started: Start = open_run(composed, arguments)
     if started.finished is not None and not distributed:  # the other ranks wait: their worker says it
         os.close(started.descriptor)
-        print(finished_text(started.finished, shown_path(started.directory.path), style))
+        print(finished_text(started.finished, composed, started.directory.path, style))
         return ExitCode.OK
     if distributed and composed.config.launch.num_processes is not None:
         print("warning: launch.num_processes is ignored: torchrun decides", file=sys.stderr)
@@ -233,18 +235,19 @@ def start(
     execute("llmtrain.launch" if several else "llmtrain.worker", str(started.directory.path))
 
 
-def finished_text(summary: dict[str, Any], path: str, style: Style) -> str:
+def finished_text(summary: dict[str, Any], composed: Composed, path: Path, style: Style) -> str:
     """What is said of a run that is complete already."""
-    rows: list[tuple[str, str]] = []
-    for key, value in summary.items():
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or key == "exit_code":
-            continue
-        text = (
-            f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else value
-        )
-        rows.append((key.replace("_", " "), text))
-    more = "a greater length trains on, another run.name starts a new run"
-    return "\n".join([style.bold(f"finished already: {path}"), style.entries(rows), "", style.dim(more)])
+    config, typed = composed.config, typed_path(path)
+    commands = (
+        text_commands(typed, config.model.causal)
+        if isinstance(config, PretrainConfig)
+        else task_commands(typed)
+    )
+    length = "eval.patience" if summary.get("ended_early") else "length"
+    more = f"a greater {length} trains on, another run.name starts a new run"
+    title = style.bold(f"finished already: {shown_path(path)}")
+    rows = style.entries(summary_rows(summary))
+    return "\n".join([title, rows, "", style.bold("next:"), *(f"  {one}" for one in [*commands, more])])
 
 
 def execute(module: str, *words: str) -> NoReturn:

@@ -20,7 +20,7 @@ import torch
 
 from llmtrain.recipe.context import BUILDERS, Context
 from llmtrain.recipe.convert import convert
-from llmtrain.recipe.dry_run import dry_run
+from llmtrain.recipe.dry_run import dry_run, dry_run_task
 from llmtrain.recipe.evaluate import evaluate_checkpoint
 from llmtrain.recipe.finetune import finetune
 from llmtrain.recipe.generate import generate
@@ -50,7 +50,11 @@ RECIPES: dict[str, Callable[[Any, Context], int]] = {
 }
 """Verbs and what they run."""
 
+DRY_RUNS: dict[str, Callable[[Any, Context], int]] = {"pretrain": dry_run, "finetune": dry_run_task}
+"""What the verbs that train run where there is no run directory."""
+
 logger = logging.getLogger("llmtrain")
+logger.addHandler(logging.NullHandler())  # without a run there is no log, and nothing goes to the terminal
 
 
 def main(arguments: list[str]) -> int:
@@ -70,6 +74,12 @@ def main(arguments: list[str]) -> int:
         message = ""
     except Stopped as stopped:
         exit_code, message = stopped.exit_code, ""
+    except BrokenPipeError:
+        # the reader of what `predict` and their like print (`| head`) has gone
+        if run is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exit_code, message = ExitCode.OK, ""
     except UserError as error:
         logger.info("ended by an error of the user", exc_info=error)
         exit_code, message = error.exit_code, str(error)
@@ -122,8 +132,8 @@ def run_recipe(run: RunDirectory | None, verb: str, data: dict[str, Any], stop: 
     if launch is not None and launch.threads is not None:
         torch.set_num_threads(launch.threads)
     context = Context(run, registry, {**BUILDERS, **load_builders(folders)}, stop)
-    if verb == "pretrain" and run is None:
-        return dry_run(config, context)
+    if verb in DRY_RUNS and run is None:
+        return DRY_RUNS[verb](config, context)
     exit_code = RECIPES[verb](config, context)
     dist.stop()  # not after an error: peers may wait for this process, and its end is what frees them
     return exit_code

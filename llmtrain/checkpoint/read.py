@@ -19,16 +19,19 @@ from llmtrain.checkpoint.manifest import (
     verify_file,
 )
 from llmtrain.checkpoint.store import BEST, STATE
+from llmtrain.data.lines import suggest_path
 from llmtrain.utils.errors import ConfigError, NoCheckpointError
 from llmtrain.utils.io import read_json
 
 
-def resolve(path: Path) -> Path:
+def resolve(path: Path, key: str = "init_from", others: str = "") -> Path:
     """The checkpoint directory that a path given by the user means.
 
     Args:
         path: a run directory (its best checkpoint is taken, else its newest valid one), or a
             `checkpoints/step-...` directory.
+        key: by which it was given, for messages.
+        others: what else could have been given, for messages.
 
     Raises:
         ConfigError: it is neither.
@@ -39,11 +42,10 @@ def resolve(path: Path) -> Path:
         return path.resolve()
     checkpoints = path if published(path) else path / "checkpoints"
     if not checkpoints.is_dir():
-        raise ConfigError(
-            f"{path} holds no checkpoint",
-            f"there is {_contents(path)}",
-            "give a run directory (with checkpoints/ in it) or one of its checkpoints/step-* directories",
-        )
+        fix = "give a run directory (with checkpoints/ in it) or one of its checkpoints/step-* directories"
+        if not path.exists() and (guess := suggest_path(path)).startswith("did you mean"):
+            fix = f"{guess} else {fix}"
+        raise ConfigError(f"{path} holds no checkpoint: there is {_contents(path)}", key, fix + others)
     if (checkpoints / BEST / MANIFEST).is_file():
         return (checkpoints / BEST).resolve()
     reasons = []

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
 from llmtrain.command.style import Style, first_sentence
 from llmtrain.compose.folders import EXPERIMENT, ConfigFolders
+from llmtrain.compose.yaml_files import read_yaml
 from llmtrain.schema.docs import field_docs
 from llmtrain.schema.load import field_types, given_types, is_group, strip_optional
 from llmtrain.schema.registry import Registry
@@ -24,7 +26,48 @@ EXAMPLES = (
         "your own text; the same command again resumes it",
     ),
     ("llmtrain generate init_from=runs/NAME prompt='Once upon a time'", "draw text from what was trained"),
+    (
+        "llmtrain finetune task=classification/sst2 task.folder=SST-2 init_from=DIR",
+        "DIR is a run, or a Hugging Face directory of a BERT",
+    ),
+    ("llmtrain predict init_from=runs/NAME input=new.txt", "what the fine-tuned model says, line by line"),
 )
+
+VERB_EXAMPLES = {
+    "finetune": (
+        (
+            "llmtrain finetune task.paths=[my.csv] task.text_column=review task.label_column=stars ...",
+            "your own CSV, TSV or JSON lines; task.target=number or labels for regression or several labels",
+        ),
+        (
+            "llmtrain finetune task=question_answering/squad task.folder=DATA train.sequence_length=384 ...",
+            "questions on long texts: windows longer than the default",
+        ),
+        (
+            "llmtrain finetune -m run.seed=1,2,3 task=classification/rte task.folder=RTE init_from=DIR",
+            "three seeds; ends with mean and standard deviation",
+        ),
+    ),
+    "predict": (
+        ("echo 'a fine film' | llmtrain predict init_from=runs/NAME input=-", "from standard input"),
+        (
+            "llmtrain predict init_from=runs/NAME input=dev.tsv output=said.jsonl",
+            "a file laid out as those of the training",
+        ),
+    ),
+    "evaluate": (
+        ("llmtrain evaluate init_from=runs/NAME", "on the validation data of the run"),
+        ("llmtrain evaluate init_from=runs/NAME data=text data.paths=[book.txt]", "a language model"),
+        ("llmtrain evaluate init_from=runs/NAME paths=[test.tsv]", "a fine-tuned model"),
+    ),
+    "convert": (
+        (
+            "llmtrain convert source=runs/NAME target=DIR",
+            "then, in Python: transformers.AutoModel.from_pretrained('DIR')",
+        ),
+    ),
+}
+"""More examples, for the help of single verbs."""
 
 OPTIONS = (
     ("--help", "this text; after a verb: its groups and keys"),
@@ -78,9 +121,14 @@ def top_help(folders: ConfigFolders, style: Style) -> str:
             style.entries(OPTIONS),
             "",
             style.bold("Examples"),
-            *(f"  {style.name(command)}\n      {style.dim('# ' + text)}" for command, text in EXAMPLES),
+            *example_lines(EXAMPLES, style),
         ]
     )
+
+
+def example_lines(examples: Iterable[tuple[str, str]], style: Style) -> list[str]:
+    """Commands, each with what it does."""
+    return [f"  {style.name(command)}\n      {style.dim('# ' + text)}" for command, text in examples]
 
 
 def configs_help(style: Style) -> str:
@@ -106,35 +154,61 @@ def verb_help(verb: str, folders: ConfigFolders, registry: Registry, style: Styl
         f"  llmtrain {verb} [group=choice ...] [key=value ...] [options]",
     ]
     groups = verb_groups(verb, folders)
+    chosen, given = verb_defaults(verb, folders)
     if groups:
-        rows = [(f"{group}=", "  ".join(choices)) for group, choices in groups.items()]
-        parts += ["", style.bold("Groups"), style.entries(rows)]
-    parts += ["", style.bold("Keys") + style.dim("   (default in brackets; a YAML file may set another)")]
+        rows = [
+            (f"{group}=", "  ".join(f"[{one}]" if one == chosen.get(group) else one for one in choices))
+            for group, choices in groups.items()
+        ]
+        parts += ["", style.bold("Groups") + style.dim("   (default in brackets)"), style.entries(rows)]
+    parts += [
+        "",
+        style.bold("Keys")
+        + style.dim("   (default in brackets; the file of a choice, or an experiment, may set another)"),
+    ]
     plain: list[tuple[str, str]] = []
     sections: list[str] = []
     docs = field_docs(ROOTS[verb])
     for name, hint in given_types(ROOTS[verb]).items():
         bare = strip_optional(hint)[0]
         if not dataclasses.is_dataclass(bare):
-            plain.append(_row(name, ROOTS[verb], name, hint, docs))
+            plain.append(_row(name, ROOTS[verb], name, hint, docs, given))
         elif is_group(name, hint, registry):
-            sections += _group_rows(name, docs.get(name, ""), typing.cast(type, bare), registry, style)
+            sections += _group_rows(name, docs.get(name, ""), typing.cast(type, bare), registry, given, style)
         else:
             title = f"  {style.bold(name)}  {style.dim(first_sentence(docs.get(name, '')))}"
-            sections += ["", title, _rows(name, typing.cast(type, bare), style)]
+            sections += ["", title, _rows(name, typing.cast(type, bare), given, style)]
     parts += [style.entries(plain, indent=4, column=34), *sections]
     parts += ["", style.bold("Options"), style.entries(OPTIONS)]
+    examples = [one for one in EXAMPLES if one[0].startswith(f"llmtrain {verb} ")]
+    examples += VERB_EXAMPLES.get(verb, ())
+    if examples:
+        parts += ["", style.bold("Examples"), *example_lines(examples, style)]
     return "\n".join(parts)
 
 
-def _group_rows(group: str, doc: str, base: type, registry: Registry, style: Style) -> list[str]:
+def verb_defaults(verb: str, folders: ConfigFolders) -> tuple[dict[str, str], dict[str, Any]]:
+    """What the verb's own YAML file sets: choices of groups, and values of keys."""
+    path = folders.find(verb)
+    if path is None:
+        return {}, {}
+    file = read_yaml(path)
+    pairs = [pair for entry, _ in file.defaults if isinstance(entry, dict) for pair in entry.items()]
+    return {group: choice for group, choice in pairs if choice}, {
+        leaf.key: leaf.value for leaf in file.leaves
+    }
+
+
+def _group_rows(
+    group: str, doc: str, base: type, registry: Registry, given: dict[str, Any], style: Style
+) -> list[str]:
     """The shared keys of a group, then those of each kind."""
     lines = ["", f"  {style.bold(group)}  {style.dim(first_sentence(doc))}"]
     shared = [name for name in field_types(base) if name != "kind"]
     if shared:
-        lines.append(_rows(group, base, style, skip=("kind",)))
+        lines.append(_rows(group, base, given, style, skip=("kind",)))
     for kind, schema in registry.groups[group].items():
-        rows = _rows(group, schema, style, skip=("kind", *shared))
+        rows = _rows(group, schema, given, style, skip=("kind", *shared))
         lines.append(f"    {style.dim(f'{kind}: {about_schema(schema)}')}")
         if rows:
             lines.append(rows)
@@ -146,20 +220,23 @@ def about_schema(schema: type) -> str:
     return first_sentence(" ".join((schema.__doc__ or "").split()))
 
 
-def _rows(section: str, schema: type, style: Style, skip: tuple[str, ...] = ()) -> str:
+def _rows(section: str, schema: type, given: dict[str, Any], style: Style, skip: tuple[str, ...] = ()) -> str:
     """Entries for the keys of one section."""
     docs = field_docs(schema)
     rows = [
-        _row(f"{section}.{name}", schema, name, hint, docs)
+        _row(f"{section}.{name}", schema, name, hint, docs, given)
         for name, hint in field_types(schema).items()
         if name not in skip
     ]
     return style.entries(rows, indent=4, column=34)
 
 
-def _row(key: str, schema: type, name: str, hint: Any, docs: dict[str, str]) -> tuple[str, str]:
+def _row(
+    key: str, schema: type, name: str, hint: Any, docs: dict[str, str], given: dict[str, Any]
+) -> tuple[str, str]:
     """Key, and: type [default] meaning."""
-    return key, f"{short_type(hint)} [{default_text(schema, name)}]  {first_sentence(docs.get(name, ''))}"
+    default = value_text(given[key]) if key in given else default_text(schema, name)
+    return key, f"{short_type(hint)} [{default}]  {first_sentence(docs.get(name, ''))}"
 
 
 def default_text(schema: type, name: str) -> str:
@@ -168,6 +245,11 @@ def default_text(schema: type, name: str) -> str:
     value = field.default
     if value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
+    return value_text(value)
+
+
+def value_text(value: Any) -> str:
+    """A value as a user would type it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Enum):

@@ -31,8 +31,18 @@ COMMON_NAMES: dict[str, str] = {
     "nproc_per_node": "launch.num_processes",
     "resume_from": "resume",
     "checkpoint_path": "init_from",
+    "model_name_or_path": "init_from",
+    "max_seq_length": "train.sequence_length",
+    "per_device_train_batch_size": "train.batch_size",
+    "early_stopping_patience": "eval.patience",
+    "layerwise_lr_decay": "optim.layer_decay",
+    "train_file": "task.paths",
+    "validation_file": "task.validation_paths",
 }
 """Keys of other tools, and ours."""
+
+CARRIED = ("model", "tokenizer", "objective")
+"""Groups that verbs which start from a checkpoint take from there."""
 
 
 @dataclasses.dataclass
@@ -115,6 +125,9 @@ class KeySpace:
     def nearest(self, key: str) -> str:
         """What to do about an unknown key: the likeliest one that was meant, or what there is."""
         section, _, last = key.rpartition(".")
+        top = key.partition(".")[0]
+        if top in CARRIED and top not in self.hints and "init_from" in self.hints:
+            return f"leave it out: the {top} comes with init_from"
         kinds = self.registry.groups.get(section, {}) if section in self.hints else {}
         if owners := [kind for kind, schema in kinds.items() if last in field_types(schema)]:
             return f"{key} is for {section}={' or '.join(owners)}: choose that, or leave the key out"
@@ -140,9 +153,13 @@ class KeySpace:
 
 def suggest_choice(choice: str, group: str, choices: Iterable[str]) -> str:
     """What to do about an unknown choice of a group."""
+    choices = sorted(choices)
+    inside = [name for name in choices if choice and name.startswith(f"{choice}/")]
+    if inside:
+        return f"give one of {', '.join(inside)}"
     hint = suggest(choice, choices)
     if hint.startswith("known") and "/" not in choice:
-        ends = [name for name in choices if name.rpartition("/")[2] == choice]
-        if ends:
-            return f"did you mean {ends[0]!r}?"
+        ends = {name.rpartition("/")[2]: name for name in reversed(choices)}
+        if close := difflib.get_close_matches(choice, ends, n=1):
+            return f"did you mean {ends[close[0]]!r}?"
     return f"{hint} (see: llmtrain configs ls {group})" if hint.startswith("known") else hint

@@ -114,8 +114,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """One epoch in which every row is seen by exactly one process.
 
-    Every process gets the same number of batches of the same shape; what is missing at the end is filled
-    with rows without labels.
+    Every process gets the same number of batches with the same number of rows; what is missing at the end is
+    filled with rows without labels.
 
     Args:
         rows: the rows, not shuffled.

@@ -19,6 +19,10 @@ PLAN_FILE_ENTRIES = 1 << 18
 """From so many entries on, a plan is a file that the processes share."""
 
 
+VERSION = 1
+"""Of the ways in which plans are made; a file of another one is not used."""
+
+
 class PlanFiles:
     """Where the plans of a stream of rows lie.
 
@@ -30,7 +34,7 @@ class PlanFiles:
 
     def __init__(self, view: View, key: str, entries: int) -> None:
         self._folder = view.store.path / "plans"
-        self._name = hashlib.sha256(f"{view.key} {key}".encode()).hexdigest()[:16]
+        self._name = hashlib.sha256(f"{VERSION} {view.key} {key}".encode()).hexdigest()[:16]
         self._lock = self._folder / f"{self._name}.lock"
         self._big = entries >= PLAN_FILE_ENTRIES
 

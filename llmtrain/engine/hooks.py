@@ -122,7 +122,7 @@ class EvaluateHook(Hook):
             state.stale_evaluations += 1
         record: dict[str, Any] = {"kind": "validation", "step": state.step}
         record |= {f"validation_{name}": value for name, value in result.scores.items()}
-        record |= {f"validation_{name}": int(value) for name, value in result.counts.items()}
+        record |= {f"validation_{name}": _plain(value) for name, value in result.counts.items()}
         engine.report(record)
 
     def _better(self, score: float, best: float) -> bool:
@@ -135,6 +135,11 @@ class EvaluateHook(Hook):
         text = f"no better {self.metric} in {stale} evaluations: the training ends here"
         engine.event("ended_early", text, step=engine.state.step)
         engine.end_early()
+
+
+def _plain(count: float) -> float:
+    """A count as people write it: whole numbers (all but sums of weights) without a point."""
+    return int(count) if count == int(count) else count
 
 
 class CheckpointHook(Hook):

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llmtrain.metrics.summary import format_duration
 from llmtrain.utils.io import atomic_write, explain_full_disk, read_json_lines
 
 Record = dict[str, Any]
@@ -101,13 +102,6 @@ def format_number(name: str, value: Any) -> str:
     return f"{value:.3e}" if name == "learning_rate" else f"{value:.4f}"
 
 
-def format_duration(seconds: float) -> str:
-    """1:02:03 or 4:05."""
-    hours, rest = divmod(int(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
 SHORT_NAMES = {
     "learning_rate": "lr",
     "gradient_norm": "grad",
@@ -118,6 +112,11 @@ SHORT_NAMES = {
     "validation_loss": "val",
 }
 """How columns are called where space is scarce."""
+
+
+def short_name(name: str) -> str:
+    """How a number is called on the terminal; what stands behind `val` is of the validation too."""
+    return SHORT_NAMES.get(name) or name.removeprefix("validation_")
 
 
 def say(text: str) -> None:
@@ -133,7 +132,7 @@ class ConsoleLines:
 
     def metrics(self, record: Record) -> None:
         shown = [
-            f"{SHORT_NAMES.get(name, name)}={format_number(name, value)}"
+            f"{short_name(name)}={format_number(name, value)}"
             for name, value in record.items()
             if name not in ("kind", "seconds", "eta_seconds", "total_steps", "tokens")
         ]
@@ -150,10 +149,16 @@ class ConsoleLines:
 
 
 class LivePanel:
-    """One panel that is drawn anew, for terminals; events scroll above it."""
+    """One panel that is drawn anew, for terminals; events scroll above it.
 
-    def __init__(self, title: str) -> None:
+    Args:
+        title: stands above it.
+        metric: score of the validation that is shown beside its loss.
+    """
+
+    def __init__(self, title: str, metric: str = "loss") -> None:
         self.title = title
+        self.metric = f"validation_{metric}"
         self.latest: Record = {}
         self.validation: Record = {}
         self.losses: list[float] = []
@@ -196,16 +201,17 @@ class LivePanel:
         names = [
             ("learning_rate", "gradient_norm", "tokens_per_second"),
             ("mfu", "memory_bytes", "data_wait"),
-            ("real_tokens",),
         ]
         for row in names:
             table.add_row(*(self._cell(name, latest) for name in row))
+        score = Text() if self.metric == "validation_loss" else self._cell(self.metric, self.validation)
+        table.add_row(self._cell("real_tokens", latest), "", score)
         return table
 
     @staticmethod
     def _cell(name: str, record: Record) -> Text:
         value = format_number(name, record[name]) if name in record else "-"
-        return Text.assemble((f"{SHORT_NAMES.get(name, name)} ", "dim"), value)
+        return Text.assemble((f"{short_name(name)} ", "dim"), value)
 
 
 def sparkline(values: list[float], width: int) -> str:

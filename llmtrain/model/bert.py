@@ -65,7 +65,7 @@ class BERT(Backbone):
             ids: (B, T) token ids.
             positions: (B, T); None means 0..T-1.
             documents: (B, T), attention stays inside each; None lets every token attend to all.
-            segments: (B, T); None means 0 everywhere.
+            segments: (B, T); None means 0 everywhere, and so does a model that knows one kind only.
 
         Returns:
             (B, T, D)
@@ -91,7 +91,8 @@ class BERT(Backbone):
         if self.position is not None:
             x_BTD = x_BTD + self.position(positions)
         if self.segment is not None:
-            x_BTD = x_BTD + (self.segment.weight[0] if segments is None else self.segment(segments))
+            alike = segments is None or self.segment.num_embeddings == 1
+            x_BTD = x_BTD + (self.segment.weight[0] if alike else self.segment(segments))
         return self.dropout(self.embedding_norm(x_BTD))
 
     def _masks(self, ids: Tensor, documents: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmtrain.checkpoint.hf.read import is_hf_directory, read_hf
+from llmtrain.checkpoint.hf.read import HFModel, is_hf_directory, read_hf
 from llmtrain.checkpoint.read import read_file, read_tensors, resolve
 from llmtrain.checkpoint.state import MODEL_PREFIX
 from llmtrain.data.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ class Pretrained:
 
     Attributes:
         path: where they are.
-        tensors: name of a parameter -> its value; reads them when it is called.
+        tensors: name of a parameter -> its value; reads them, and may be called once.
         unknown: keys of a foreign file that stand for nothing here.
     """
 
@@ -105,18 +105,49 @@ def open_pretrained(source: str, context: Context) -> Pretrained:
     if is_hf_directory(folder):
         found = read_hf(folder)
         tokenizer = Tokenizer.from_json(found.tokenizer_json)
-        return Pretrained(folder, found.config, tokenizer, lambda: found.tensors, found.unknown)
-    path = resolve(folder)
+        return Pretrained(folder, found.config, tokenizer, lambda: hand_over(found), found.unknown)
+    path = resolve(folder, others="; or a Hugging Face model directory (nothing is downloaded)")
     config = read_config(path, context)
     assert config.model is not None
     tokenizer = Tokenizer.from_json(read_file(path, "tokenizer.json"))
     return Pretrained(path, config.model, tokenizer, lambda: checkpoint_tensors(path), [])
 
 
+def hand_over(model: HFModel) -> dict[str, Tensor]:
+    """The tensors of a model, which lets them go: nothing holds them while the training runs."""
+    tensors, model.tensors = model.tensors, {}
+    return tensors
+
+
 def checkpoint_tensors(checkpoint: Path) -> dict[str, Tensor]:
     """The parameters of a checkpoint by name, verified, on the CPU."""
     tensors = read_tensors(checkpoint, MODEL_PREFIX)
     return {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def start_from(pretrained: Pretrained, model: Assembled, carried: tuple[str, ...] = ("",)) -> list[str]:
+    """Copy pretrained weights into a model whose other parameters have theirs already.
+
+    Args:
+        pretrained: has all parameters of the backbone.
+        model: to fill.
+        carried: only parameters whose names start so are taken over.
+
+    Returns:
+        what the user should know: parameters that it does not have, and what is not used of it.
+
+    Raises:
+        ConfigError: see `load_weights`.
+    """
+    name, tensors = pretrained.path.name, pretrained.tensors()
+    wanted = dict(model.named_parameters())
+    fitting = {key: value for key, value in tensors.items() if key in wanted and key.startswith(carried)}
+    told = {
+        f"not in {name}, drawn anew": load_weights(model, fitting, pretrained.path, required=("backbone.",)),
+        f"not used of {name}": sorted(tensors.keys() - fitting.keys()),
+        f"unknown in {name}": pretrained.unknown,
+    }
+    return [f"{what}: {', '.join(keys)}" for what, keys in told.items() if keys]
 
 
 @torch.no_grad()

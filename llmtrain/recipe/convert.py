@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from llmtrain.checkpoint.hf.read import read_hf
+from llmtrain.checkpoint.hf.read import is_hf_directory, read_hf
 from llmtrain.checkpoint.hf.write import write_hf
 from llmtrain.checkpoint.read import read_file, resolve
 from llmtrain.recipe.checkpointed import checkpoint_tensors, read_config
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.terminal import make_console
 from llmtrain.schema.roots import ConvertConfig, FinetuneConfig
-from llmtrain.schema.task import Pool
+from llmtrain.schema.task import ClassificationTask, Pool, Target, TaskConfig, TokenClassificationTask
 from llmtrain.utils.errors import ConfigError
+
+PROBLEM_TYPES = {
+    Target.label: "single_label_classification",
+    Target.labels: "multi_label_classification",
+    Target.number: "regression",
+}
+"""What a classifier predicts, in the words of transformers."""
 
 
 def convert(config: ConvertConfig, context: Context) -> int:
     """Write the directory, and read it back: every tensor must be there with the same bits."""
     assert config.source is not None
     assert config.target is not None
-    source, target = resolve(Path(config.source)), Path(config.target)
+    if is_hf_directory(Path(config.source)):
+        what = f"{config.source} is a Hugging Face model directory already"
+        raise ConfigError(what, "source", "give a run, or a checkpoint of it")
+    source, target = resolve(Path(config.source), "source"), Path(config.target)
     if target.exists():
         raise ConfigError(f"{target} is there already", "target", "give a directory that is to be made")
     trained = read_config(source, context)
-    if isinstance(trained, FinetuneConfig) and getattr(trained.task, "pool", None) is Pool.mean:
-        raise ConfigError(
-            "transformers have no classifier over the mean of all positions",
-            f"{source}: task.pool",
-            "convert a run with task.pool=first",
-        )
     tensors = checkpoint_tensors(source)
-    labels = list(getattr(trained.task, "labels", [])) if isinstance(trained, FinetuneConfig) else []
+    told = classes(trained.task, f"{source}: task.pool") if isinstance(trained, FinetuneConfig) else {}
     assert trained.model is not None
-    write_hf(target, trained.model, tensors, read_file(source, "tokenizer.json"), labels=labels)
+    write_hf(target, trained.model, tensors, read_file(source, "tokenizer.json"), **told)
     written = read_hf(target)
     wrong = [name for name, tensor in tensors.items() if not tensor.equal(written.tensors[name])]
     assert not wrong, f"not as they were: {wrong}"
@@ -40,3 +45,22 @@ def convert(config: ConvertConfig, context: Context) -> int:
         f"{target}: {len(tensors)} tensors of {source.name}, read back with the same bits", markup=False
     )
     return 0
+
+
+def classes(task: TaskConfig, where: str) -> dict[str, Any]:
+    """What transformers should know about the classes of a task: arguments of `write_hf`.
+
+    Raises:
+        ConfigError: their classifier does not read the position that ours reads.
+    """
+    if isinstance(task, TokenClassificationTask):
+        return {"labels": task.labels}
+    if not isinstance(task, ClassificationTask):
+        return {}
+    if task.pool not in (Pool.auto, Pool.first):
+        raise ConfigError(
+            f"transformers have no BERT with a classifier of pool={task.pool.value}",
+            where,
+            "convert a run with task.pool=first",
+        )
+    return {"labels": task.labels, "problem_type": PROBLEM_TYPES[task.target]}

@@ -12,24 +12,27 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from llmtrain.checkpoint.read import read_state
 from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.data.loader import evaluation_batches
 from llmtrain.data.store import View
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.evaluate import evaluate
 from llmtrain.engine.step import autocast
+from llmtrain.metrics.summary import typed_path
 from llmtrain.objective.build import build_objective
 from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data
-from llmtrain.recipe.finetune import read_examples
-from llmtrain.recipe.predict import require_task
+from llmtrain.recipe.finetune import examples_identity, read_examples
+from llmtrain.recipe.predict import as_trained, output_file, require_task
 from llmtrain.recipe.resolve import resolve_precision
 from llmtrain.recipe.scoring import TaskData, measure, print_tables, score, write_predictions
 from llmtrain.recipe.terminal import make_console
 from llmtrain.schema.data import DataConfig
-from llmtrain.schema.roots import EvaluateConfig, PretrainConfig
-from llmtrain.task.base import TaskKind
+from llmtrain.schema.roots import EvaluateConfig, FinetuneConfig, PretrainConfig
+from llmtrain.task.base import Examples, TaskKind
+from llmtrain.task.files import task_paths
 from llmtrain.utils.device import pick_device
 from llmtrain.utils.errors import ConfigError, DataError
 
@@ -53,17 +56,19 @@ def evaluate_task(
         raise ConfigError(
             "a fine-tuned model is evaluated on examples, not on a text", "data", "give paths=[FILE]"
         )
+    output = output_file(config.output)
     kind: TaskKind = context.builders[type(trained.task)]
     if config.paths:
-        examples = kind.read(trained.task, [Path(path).expanduser() for path in config.paths], labelled=True)
+        paths = [Path(path).expanduser() for path in config.paths]
+        with as_trained(trained.task):
+            examples = kind.read(trained.task, paths, labelled=True)
     else:
-        _, _, examples = read_examples(kind, trained.task, trained.run.seed)
+        examples = own_examples(kind, trained, loaded)
     if not examples.items:
         raise DataError("there are no examples to evaluate on", str(loaded.path), "give paths=[FILE]")
     for line in examples.skipped:
         print(f"warning: {line}", file=sys.stderr)
-    kind.resolve(trained.task, examples)  # labels that the model does not know are an error
-    length = config.sequence_length or trained.train.sequence_length
+    length = row_length(config, loaded)
     data = TaskData.make(task, examples.items, loaded.tokenizer, length, config.batch_size)
     precision = resolve_precision(config.precision, device)
     found = measure(
@@ -78,13 +83,33 @@ def evaluate_task(
     if found is None:
         return context.stop.exit_code
     scored = score(task, *found, data)
-    if config.output is not None:
-        write_predictions(Path(config.output), scored.predictions)
+    if output is not None:
+        write_predictions(output, scored.predictions)
+        print(f"{len(scored.predictions):,} predictions in {typed_path(output)}", file=sys.stderr)
     print_result({"checkpoint": str(loaded.path), **scored.scores, "examples": len(examples.items)})
     console = make_console()
     if console.is_terminal:
         print_tables(console, scored.tables)
     return 0
+
+
+def own_examples(kind: TaskKind, trained: FinetuneConfig, loaded: Checkpointed) -> Examples:
+    """The validation examples of a run: its files, or what it held out of the training examples.
+
+    Raises:
+        ConfigError: the training files have changed, so that others would be held out now.
+    """
+    task, key = trained.task, "task.validation_paths"
+    if task.validation_paths:
+        return kind.read(task, task_paths(task, task.validation_paths, key), labelled=True)
+    now, then = examples_identity(task, loaded.tokenizer), read_state(loaded.path)["data"]
+    if now != then:
+        raise ConfigError(
+            "the training files have changed: which of their examples were held out is not known any more",
+            str(loaded.path),
+            "give examples that were not trained on: paths=[FILE]",
+        )
+    return read_examples(kind, task, trained.run.seed)[2]
 
 
 def evaluate_text(
@@ -99,6 +124,12 @@ def evaluate_text(
     """
     trained = loaded.config
     assert isinstance(trained, PretrainConfig)
+    if config.paths or config.output:
+        raise ConfigError(
+            "a language model is evaluated on a text, not on examples",
+            "paths" if config.paths else "output",
+            "give data=text data.paths=[FILE], or init_from=RUN of llmtrain finetune",
+        )
     length = row_length(config, loaded)
     data = data_to_evaluate(config, trained)
     objective = build_objective(trained.objective, data, context.builders)

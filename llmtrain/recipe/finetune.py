@@ -12,16 +12,18 @@ import numpy as np
 import torch
 
 from llmtrain.data.examples import ExampleRows
+from llmtrain.data.samples import Sample
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.hooks import Evaluation, Evaluator
+from llmtrain.metrics.summary import task_commands, typed_path
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.initialise import initialise
-from llmtrain.recipe.checkpointed import CARRIED, Pretrained, load_weights, open_pretrained
+from llmtrain.recipe.checkpointed import CARRIED, Pretrained, open_pretrained, start_from
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.resolve import micro_batch_size
 from llmtrain.recipe.scoring import TaskData, measure, padding, print_tables, score, write_predictions
 from llmtrain.recipe.terminal import make_console
-from llmtrain.recipe.training import Autocast, Work, train
+from llmtrain.recipe.training import Autocast, Work, check_same_data, train
 from llmtrain.schema.model import ModelConfig, TransformerConfig
 from llmtrain.schema.roots import FinetuneConfig
 from llmtrain.schema.task import TaskConfig
@@ -32,6 +34,9 @@ from llmtrain.utils.errors import ConfigError, DataError
 from llmtrain.utils.io import file_sha256, read_json, write_json
 from llmtrain.utils.run_directory import RunDirectory
 from llmtrain.utils.seed import Permutation
+
+UNKNOWN_SHARE = 0.01
+"""Share of unknown tokens in the examples from which there is a warning."""
 
 
 def finetune(config: FinetuneConfig, context: Context) -> int:
@@ -47,6 +52,9 @@ def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> W
     """The examples as rows, and the pretrained model; on resume both as the checkpoint has them."""
     assert config.init_from is not None
     pretrained = open_pretrained(config.init_from if found is None else str(found), context)
+    identity = examples_identity(config.task, pretrained.tokenizer)
+    if found is not None:
+        check_same_data(found, identity)
     config.model = adapted_model(pretrained.model, config)
     length = config.train.sequence_length
     kind: TaskKind = context.builders[type(config.task)]
@@ -72,15 +80,16 @@ def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> W
         mean_length=float(rows.lengths.mean()),
         first_weights=lambda model: first_weights(model, pretrained, config),
         evaluator=task_evaluator(config, task, to_validate, run),
-        identity=identity(config.task, pretrained.tokenizer),
+        identity=identity,
         data_line=data_line(training, validation, rows.lengths, length),
         metric=config.task.metric if to_validate is not None else "loss",
-        warnings=skipped("training", training) + skipped("validation", validation),
-        show_scores=lambda: show_scores(run),
-        next_commands=lambda path: [
-            f"llmtrain predict init_from={path} input=FILE",
-            f"llmtrain evaluate init_from={path} paths=[FILE]",
+        warnings=[
+            *skipped("training", training),
+            *skipped("validation", validation),
+            *unknown_share(samples, pretrained.tokenizer),
         ],
+        show_scores=lambda summary: show_scores(run, summary),
+        next_commands=task_commands,
     )
 
 
@@ -146,18 +155,7 @@ def first_weights(model: Assembled, pretrained: Pretrained, config: FinetuneConf
     initialise(model, config.run.seed)
     if config.reinitialise:
         return [f"all weights are drawn anew: of {pretrained.path.name} only shape and tokenizer are used"]
-    tensors = pretrained.tensors()
-    carried = {name: tensor for name, tensor in tensors.items() if name.startswith(CARRIED)}
-    wanted = dict(model.named_parameters())
-    fitting = {name: tensor for name, tensor in carried.items() if name in wanted}
-    new = load_weights(model, fitting, pretrained.path, required=("backbone.",))
-    notes = [f"drawn anew: {', '.join(new)}"]
-    unused = sorted(tensors.keys() - fitting.keys())
-    if unused:
-        notes.append(f"not used: {', '.join(unused)}")
-    if pretrained.unknown:
-        notes.append(f"unknown in {pretrained.path.name}: {', '.join(pretrained.unknown)}")
-    return notes
+    return start_from(pretrained, model, CARRIED)
 
 
 def task_evaluator(
@@ -175,12 +173,6 @@ def task_evaluator(
             if found is None:
                 return None
             scored = score(task, *found, data)
-            if config.task.metric not in scored.scores:
-                raise ConfigError(
-                    f"the task has no score {config.task.metric!r}",
-                    "task.metric",
-                    f"give one of {', '.join(scored.scores)}",
-                )
 
             def keep() -> None:
                 if dist.rank() == 0:
@@ -195,14 +187,16 @@ def task_evaluator(
     return make
 
 
-def show_scores(run: RunDirectory) -> None:
-    """Print the tables of the best evaluation."""
-    if run.scores.exists():
-        tables = [ScoreTable(**table) for table in read_json(run.scores)["tables"]]
-        print_tables(make_console(), tables)
+def show_scores(run: RunDirectory, summary: dict[str, Any]) -> None:
+    """Print the tables of the best evaluation, and where its predictions are."""
+    if run.scores.exists() and summary["best_step"] is not None:
+        console = make_console()
+        text = f"\nbest evaluation, step {summary['best_step']:,}; predictions: {typed_path(run.predictions)}"
+        console.print(text, markup=False, soft_wrap=True)
+        print_tables(console, [ScoreTable(**table) for table in read_json(run.scores)["tables"]])
 
 
-def identity(config: TaskConfig, tokenizer: Tokenizer) -> dict[str, str]:
+def examples_identity(config: TaskConfig, tokenizer: Tokenizer) -> dict[str, str]:
     """Hashes of the files and of the tokenizer."""
     training, validation = "task.paths", "task.validation_paths"
     files = {training: config.paths, validation: config.validation_paths}
@@ -222,10 +216,11 @@ def hash_files(paths: Sequence[Path]) -> str:
 
 
 def data_line(training: Examples, validation: Examples, lengths: np.ndarray[Any, Any], limit: int) -> str:
-    """What there is to learn from."""
-    cut = int((lengths >= limit).sum())
+    """What there is to learn from; long examples may have been taken apart."""
+    cut, num = int((lengths >= limit).sum()), len(training.items)
+    parts = f" ({len(lengths):,} parts)" if len(lengths) != num else ""
     return (
-        f"{len(training.items):,} examples to train on, {len(validation.items):,} to validate; "
+        f"{num:,} examples{parts} to train on, {len(validation.items):,} to validate; "
         f"{lengths.mean():.1f} tokens on average, {lengths.max()} at most"
         + (f", {cut:,} fill or exceed the limit" if cut else "")
     )
@@ -237,3 +232,13 @@ def skipped(name: str, examples: Examples) -> list[str]:
         return []
     first = "; ".join(examples.skipped[:3])
     return [f"{len(examples.skipped)} {name} examples have faults: {first}"]
+
+
+def unknown_share(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[str]:
+    """A warning where the tokenizer does not know much of the examples, as with another script."""
+    total = sum(len(sample.ids) for sample in samples)
+    unknown = sum(int((sample.ids == tokenizer.unknown_id).sum()) for sample in samples)
+    if tokenizer.unknown_id is None or unknown < UNKNOWN_SHARE * total:
+        return []
+    share = f"{100 * unknown / total:.1f} %"
+    return [f"{share} of the tokens are unknown to the tokenizer of init_from: was it made for other text?"]

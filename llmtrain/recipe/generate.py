@@ -21,11 +21,12 @@ def generate(config: GenerateConfig, context: Context) -> int:
     device = pick_device(config.launch.device.value)
     assert config.init_from is not None
     loaded = open_checkpoint(config.init_from, context, device)
-    if not loaded.model.backbone.causal:
+    if loaded.task is not None or not loaded.model.backbone.causal:
+        why = "was trained for a task" if loaded.task is not None else "looks at both sides of a token"
         raise ConfigError(
-            "the model looks at both sides of a token: it does not generate text",
+            f"the model {why}: it does not generate text",
             str(loaded.path),
-            "give a run with a decoder, such as model=gpt/tiny",
+            "give a run of llmtrain pretrain with a decoder, such as model=gpt/tiny",
         )
     precision = resolve_precision(config.precision, device)
     prompt = loaded.tokenizer.encode(config.prompt).tolist() if config.prompt else []

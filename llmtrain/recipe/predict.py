@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from llmtrain.engine.step import autocast
+from llmtrain.metrics.summary import typed_path
 from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.resolve import resolve_precision
 from llmtrain.recipe.scoring import TaskData, measure, write_predictions
+from llmtrain.schema.load import dump
 from llmtrain.schema.roots import FinetuneConfig, PredictConfig
+from llmtrain.schema.task import QuestionAnsweringTask, TaskConfig
 from llmtrain.task.base import Task, TaskKind
 from llmtrain.utils.device import pick_device
 from llmtrain.utils.errors import ConfigError, DataError
+
+OTHER_TRAINING = re.compile(
+    r",? or (set )?task\.on_error=skip( to learn nothing from it)?|; task\.on_error=skip[^;]*"
+    r"|,? or add it to task\.labels|, or set task\.format=.*"
+)
+"""Parts of an advice that only help before a training."""
 
 
 def predict(config: PredictConfig, context: Context) -> int:
@@ -27,8 +38,10 @@ def predict(config: PredictConfig, context: Context) -> int:
     device = pick_device(config.launch.device.value)
     loaded = open_checkpoint(config.init_from, context, device)
     task, trained = require_task(loaded)
+    output = output_file(config.output)
     kind: TaskKind = context.builders[type(trained.task)]
-    with input_file(config.input) as path:
+    questions = isinstance(trained.task, QuestionAnsweringTask)
+    with input_file(config.input, ".jsonl" if questions else ".txt") as path, as_trained(trained.task):
         examples = kind.read(trained.task, [path], labelled=False)
     for line in examples.skipped:
         print(f"warning: left out: {line}", file=sys.stderr)
@@ -49,8 +62,9 @@ def predict(config: PredictConfig, context: Context) -> int:
     if found is None:
         return context.stop.exit_code
     _, predictions = found
-    if config.output is not None:
-        write_predictions(Path(config.output), predictions)
+    if output is not None:
+        write_predictions(output, predictions)
+        print(f"{len(predictions):,} predictions in {typed_path(output)}", file=sys.stderr)
     else:
         for prediction in predictions:
             print(json.dumps(prediction, ensure_ascii=False))
@@ -72,13 +86,59 @@ def require_task(loaded: Checkpointed) -> tuple[Task, FinetuneConfig]:
     return loaded.task, loaded.config
 
 
+def output_file(name: str | None) -> Path | None:
+    """The file to write at the end.
+
+    Raises:
+        ConfigError: it cannot be there; better known before the work than after it.
+    """
+    if name is None:
+        return None
+    path = Path(name)
+    if path.is_dir() or not path.parent.is_dir():
+        what = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ConfigError(what, "output", "give a file in a folder that is there")
+    return path
+
+
 @contextlib.contextmanager
-def input_file(name: str) -> Iterator[Path]:
-    """The file with the examples; what comes from standard input is taken as lines of text."""
+def input_file(name: str, ending: str = ".txt") -> Iterator[Path]:
+    """The file with the examples; what comes from standard input is taken to be of the kind of `ending`."""
     if name != "-":
         yield Path(name).expanduser()
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "stdin.txt"
-        path.write_text(sys.stdin.read(), encoding="utf-8")
-        yield path
+        path = Path(folder) / f"stdin{ending}"
+        path.write_bytes(sys.stdin.buffer.read())
+        try:
+            yield path
+        except DataError as error:
+            error.problems = [
+                dataclasses.replace(one, where=one.where.replace(str(path), "standard input"))
+                for one in error.problems
+            ]
+            raise
+
+
+@contextlib.contextmanager
+def as_trained(task: TaskConfig) -> Iterator[None]:
+    """What a fault in a file says to do: the settings of the run hold, advice to change them is left out."""
+    try:
+        yield
+    except DataError as error:
+        error.problems = [
+            dataclasses.replace(problem, fix=without_settings(problem.fix, task))
+            for problem in error.problems
+        ]
+        raise
+
+
+def without_settings(fix: str, task: TaskConfig) -> str:
+    """Advice for training, turned into advice for a run whose settings stand."""
+    fix = OTHER_TRAINING.sub("", fix)
+    settings = dump(task)
+    keys = [key for key in dict.fromkeys(re.findall(r"task\.(\w+)", fix)) if key in settings]
+    if not keys:
+        return fix
+    told = ", ".join(f"{key}={json.dumps(settings[key], ensure_ascii=False)}" for key in keys)
+    return f"give a file laid out as those of the training: {told}"

@@ -28,7 +28,8 @@ def prepare_data(config: PrepareConfig, context: Context) -> int:
             seed=config.run.seed,
             shuffle=True,
         )
-        console.print(render_rows(prepared.tokenizer, rows, config.show), markup=False)
+        text = render_rows(prepared.tokenizer, rows, config.show)
+        console.print(text, markup=False, soft_wrap=not console.is_terminal)
     return 0
 
 

@@ -11,14 +11,15 @@ from llmtrain.data.loader import Rows, evaluation_batches
 from llmtrain.data.prepare import Prepared
 from llmtrain.engine.evaluate import evaluate
 from llmtrain.engine.hooks import Evaluation, Evaluator
+from llmtrain.metrics.summary import text_commands
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.initialise import initialise
 from llmtrain.objective.build import Objective, build_objective
-from llmtrain.recipe.checkpointed import load_weights, open_pretrained
+from llmtrain.recipe.checkpointed import open_pretrained, start_from
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data
 from llmtrain.recipe.resolve import micro_batch_size, resolve_model
-from llmtrain.recipe.training import Autocast, Work, train
+from llmtrain.recipe.training import Autocast, Work, check_same_data, train
 from llmtrain.schema.roots import PretrainConfig
 from llmtrain.utils import dist
 
@@ -35,6 +36,8 @@ def pretrain(config: PretrainConfig, context: Context) -> int:
 def text_work(config: PretrainConfig, context: Context, found: Path | None) -> Work:
     """The text as rows, and the model with the vocabulary of its tokenizer."""
     prepared = open_data(config.data, config.tokenizer, config.run.seed, context)
+    if found is not None:
+        check_same_data(found, prepared.identity())
     config.model = resolve_model(config.model, prepared.tokenizer.vocab_size)
     objective = build_objective(config.objective, config.data, context.builders)
     length, seed = config.train.sequence_length, config.run.seed
@@ -54,7 +57,7 @@ def text_work(config: PretrainConfig, context: Context, found: Path | None) -> W
         identity=prepared.identity(),
         data_line=data_line(prepared),
         warnings=list(prepared.report.warnings),
-        next_commands=lambda path: next_commands(config, path),
+        next_commands=lambda path: text_commands(path, config.model.causal),
     )
 
 
@@ -68,13 +71,11 @@ def data_line(prepared: Prepared) -> str:
 
 
 def first_weights(model: Assembled, config: PretrainConfig, context: Context) -> list[str]:
-    """Weights to start from: drawn anew, or those of `init_from`; what it lacks of the head is told."""
+    """Weights to start from: drawn anew, or those of `init_from`; returns what the user should know."""
     initialise(model, config.run.seed)
     if config.init_from is None:
         return []
-    pretrained = open_pretrained(config.init_from, context)
-    left = load_weights(model, pretrained.tensors(), pretrained.path, required=("backbone.",))
-    return [f"not in {pretrained.path.name}, drawn anew: {', '.join(left)}"] if left else []
+    return start_from(open_pretrained(config.init_from, context), model)
 
 
 def text_evaluator(
@@ -97,13 +98,3 @@ def text_evaluator(
         return evaluate_text
 
     return make
-
-
-def next_commands(config: PretrainConfig, path: str) -> list[str]:
-    """What one may want to do with the model."""
-    first = (
-        f'llmtrain generate init_from={path} prompt="..."'
-        if config.model.causal
-        else f"llmtrain finetune task=classification/custom task.paths=[train.tsv] init_from={path}"
-    )
-    return [first, f"llmtrain evaluate init_from={path}"]

@@ -105,10 +105,10 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 def print_tables(console: Console, tables: Sequence[ScoreTable]) -> None:
     """Tables under their titles; numbers to the right."""
     for one in tables:
-        table = Table(title=one.title, title_justify="left", title_style="bold", box=None)
+        table = Table(box=None)
         for number, name in enumerate(one.header):
             table.add_column(name, justify="right" if number else "left")
         for row in one.rows:
             table.add_row(*row)
-        console.print()
+        console.print(f"\n{one.title}", style="bold", markup=False, soft_wrap=True)
         console.print(table)

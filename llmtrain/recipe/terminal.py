@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from llmtrain.data.prepare import Progress
-from llmtrain.metrics.sinks import ConsoleLines, JsonLines, LivePanel, Sink, format_duration
+from llmtrain.metrics.sinks import ConsoleLines, JsonLines, LivePanel, Sink
+from llmtrain.metrics.summary import summary_rows, typed_path
 from llmtrain.model.assembled import Assembled
 from llmtrain.schema.fields import Panel
-from llmtrain.schema.roots import TrainingConfig
+from llmtrain.schema.roots import FinetuneConfig, TrainingConfig
 from llmtrain.utils import dist
 from llmtrain.utils.run_directory import RunDirectory
 
@@ -84,7 +84,8 @@ def open_sinks(run: RunDirectory, config: TrainingConfig, state: dict[str, Any] 
     step = state["train"]["step"] if state else 0
     files = JsonLines(run.metrics, run.events, step, bool(state and state["train"]["evaluation_due"]))
     live = config.log.panel is Panel.live or (config.log.panel is Panel.auto and is_terminal())
-    console: Sink = LivePanel(run.path.name) if live else ConsoleLines()
+    metric = config.task.metric if isinstance(config, FinetuneConfig) else "loss"
+    console: Sink = LivePanel(run.path.name, metric) if live else ConsoleLines()
     return [files, console]
 
 
@@ -93,6 +94,7 @@ def announce(
     notes: list[dict[str, Any]],
     config: TrainingConfig,
     data_line: str,
+    weights: list[str],
     warnings: list[str],
     model: Assembled,
     steps: int,
@@ -109,6 +111,7 @@ def announce(
     ]
     if state:
         lines.append(f"resuming   from step {state['train']['step']:,}")
+    lines += [f"weights    {weight}" for weight in weights]
     lines += [f"warning    {warning}" for warning in warnings]
     for note in notes:
         reason = note.get("reason", "")
@@ -123,33 +126,24 @@ def announce(
 
 
 def print_summary(
-    run: RunDirectory, summary: dict[str, Any], next_commands: Callable[[str], list[str]]
+    run: RunDirectory,
+    summary: dict[str, Any],
+    show_scores: Callable[[dict[str, Any]], None],
+    next_commands: Callable[[str], list[str]],
 ) -> None:
-    """A table of what was reached, and the commands that one may want to type next."""
+    """A table of what was reached, what the task shows besides, and what one may want to type next."""
     console = make_console()
     table = Table(box=None, show_header=False)
-
-    def add(name: str, value: str) -> None:
-        table.add_row(name, value, style=None)
-
-    add("steps", f"{summary['steps']:,} of {summary['total_steps']:,}")
-    metric = f"validation_{summary['metric']}"
-    for name, value in summary.items():
-        if name.startswith("validation_") and value is not None:
-            best = summary[f"best_{metric}"] if name == metric else None
-            note = "" if best is None else f" (best {best:.4f} at step {summary['best_step']:,})"
-            add(name.replace("_", " "), f"{value:.4f}{note}")
-    add("tokens", f"{summary['tokens']:,} in {format_duration(summary['seconds'])}")
-    add("speed", f"{summary['tokens_per_second']:,.0f} tokens/s")
-    add("peak memory", f"{summary['peak_memory_bytes'] / 1e9:.2f} GB per process")
+    for name, value in summary_rows(summary):
+        table.add_row(name, value)
     state = "finished" if summary["finished"] else "stopped, to be continued"
     console.print(f"\n{run.path}: {state}", style="bold", markup=False, soft_wrap=True)
     console.print(table)
-    path = os.path.relpath(run.path)
-    path = shlex.quote(path if not path.startswith("..") else str(run.path))
+    show_scores(summary)
     if summary["finished"]:
-        length = f"now {summary['total_steps']:,} steps"
-        commands = [*next_commands(path), f"the same command with a greater length ({length}) trains on"]
+        length = f"a greater length (now {summary['total_steps']:,} steps)"
+        more = "a greater eval.patience" if summary["ended_early"] else length
+        commands = [*next_commands(typed_path(run.path)), f"the same command with {more} trains on"]
     else:
         commands = ["the same command goes on where this one stopped"]
     console.print("\nnext:", style="bold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class Work:
         data_line: says in one line what there is to learn from.
         metric: score by which the best checkpoint is chosen.
         warnings: for the user.
-        show_scores: called on rank 0 at the end.
+        show_scores: called on rank 0 at the end, with the summary.
         next_commands: what one may want to type after the run, given its quoted path.
     """
 
@@ -75,7 +76,7 @@ class Work:
     data_line: str
     metric: str = "loss"
     warnings: list[str] = field(default_factory=list)
-    show_scores: Callable[[], None] = lambda: None
+    show_scores: Callable[[dict[str, Any]], None] = lambda summary: None
     next_commands: Callable[[str], list[str]] = lambda path: []
 
 
@@ -111,8 +112,6 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
     )
     found = store.find()
     work = make_work(config, context, found)
-    if found is not None:
-        check_same_data(found, work.identity)
     steps = total_steps(config.train, work.rows.rows_per_epoch)
     model = build_model(work.model, work.objective.build_head, context.builders)
     flops = model.flops_per_token(round(work.mean_length), work.objective.labelled_share)
@@ -124,10 +123,9 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
     state = None
     if found is not None:
         state = store.load(found, training_tensors(model, optimizer))
-    else:
-        work.warnings += work.first_weights(model)
+    weights = work.first_weights(model) if state is None else []
     sinks = open_sinks(context.directory, config, state)
-    announce(sinks, notes, config, work.data_line, work.warnings, model, steps, state)
+    announce(sinks, notes, config, work.data_line, weights, work.warnings, model, steps, state)
     if config.compile is Compile.always:
         compile_blocks(model)
     step = PlainStep(
@@ -179,7 +177,8 @@ def make_hooks(
     if evaluator is not None:
         every = config.eval.every
         if every is None:
-            every = max(1, round(work.rows.rows_per_epoch / config.train.batch_size))
+            # Rounded up, so that the last evaluation is the one after the last step.
+            every = math.ceil(work.rows.rows_per_epoch / config.train.batch_size)
         hooks.append(EvaluateHook(every, evaluator, work.metric, config.eval.patience))
     saving = CheckpointHook(
         config.checkpoint.every,
@@ -268,5 +267,4 @@ def finish(
         "compile": config.compile.value,
     }
     write_json(context.directory.summary, summary)
-    print_summary(context.directory, summary, work.next_commands)
-    work.show_scores()
+    print_summary(context.directory, summary, work.show_scores, work.next_commands)

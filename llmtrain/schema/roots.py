@@ -193,8 +193,9 @@ class PredictConfig:
     """Run or checkpoint directory of `finetune`. A run means its best checkpoint, else its newest."""
 
     input: str | None = None
-    """File of examples: as for training (labels are not needed), or .txt with one text a line; - reads
-    standard input."""
+    """File of examples: as for training (labels are not needed), or .txt with one text a line (a pair:
+    two, parted by a tab); for questions .jsonl with question and context; - reads standard input, texts or
+    questions in these forms."""
 
     output: str | None = None
     """File to write. Default: standard output."""

@@ -103,10 +103,10 @@ class ClassificationTask(TaskConfig):
     kind: str = "classification"
     """Kind of task."""
 
-    metric: str = "accuracy"
+    metric: str = ""
     """Score by which the best checkpoint is chosen: accuracy, f1, macro_f1, matthews, mean_accuracy_f1;
     for target=labels micro_f1, macro_f1, exact_match; for target=number pearson, spearman,
-    mean_correlation. (And `loss`, for which lower is better.)"""
+    mean_correlation. (And `loss`, for which lower is better.) Default: the first of these."""
 
     format: FileFormat = FileFormat.auto
     """How files are laid out. auto goes by the name: .tsv and .txt, .csv, .jsonl."""
@@ -146,6 +146,7 @@ class ClassificationTask(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.metric = self.metric or CLASSIFICATION_METRICS[self.target][0]
         require(
             not (self.balance and self.class_weights), "balance", "does not go together with class_weights"
         )

@@ -68,6 +68,8 @@ def _init_from(verb: str, init_from: str | None) -> list[Problem]:
     if init_from:
         return []
     fix = "give init_from=RUN, a run directory such as runs/NAME, or a checkpoint directory"
+    if verb == "finetune":
+        fix += ", or a Hugging Face model directory"
     return [Problem(f"{verb} needs a model: init_from is not set", "init_from", fix)]
 
 
@@ -109,6 +111,13 @@ def _finetune(config: FinetuneConfig) -> list[Problem]:
     if config.train.tokens is not None:
         fix = "give train.epochs or train.steps"
         problems.append(Problem("the length of fine-tuning is not set in tokens", "train.tokens", fix))
+    if config.eval.max_tokens is not None:
+        fix = "give fewer examples in task.validation_paths"
+        problems.append(Problem("fine-tuning evaluates all of its examples", "eval.max_tokens", fix))
+    held_out = config.task.validation_paths or config.task.validation_fraction
+    if config.eval.patience is not None and not held_out:
+        fix = "give task.validation_paths or task.validation_fraction"
+        problems.append(Problem("patience needs examples to validate on", "eval.patience", fix))
     known = config.task.metrics()
     if config.task.metric not in known:
         what = f"this task has no score {config.task.metric!r}"

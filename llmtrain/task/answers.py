@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmtrain.task.base import plain
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -86,8 +88,3 @@ def softmax(scores: Sequence[float]) -> list[float]:
         return []
     powers = np.exp(np.array(scores) - max(scores))
     return [plain(power) for power in powers / powers.sum()]
-
-
-def plain(value: float) -> float:
-    """A number without the digits that fp32 does not have."""
-    return float(f"{value:.7g}")

@@ -42,6 +42,11 @@ class ScoreTable:
     rows: list[list[str]]
 
 
+def plain(value: float) -> float:
+    """A number of a prediction without the digits that fp32 does not have."""
+    return float(f"{value:.7g}")
+
+
 class Task(Objective, Protocol):
     """Reads examples, makes samples and batches of them, and turns what the model says into scores.
 

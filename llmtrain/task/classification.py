@@ -18,7 +18,7 @@ from llmtrain.metrics import scores
 from llmtrain.model.assembled import Backbone
 from llmtrain.model.heads import SampleHead
 from llmtrain.schema.task import ClassificationTask, Pool, Target
-from llmtrain.task.base import Examples, Prediction, ScoreTable
+from llmtrain.task.base import Examples, Prediction, ScoreTable, plain
 from llmtrain.task.files import Faults, Row, format_of, holds_plain_text, read_rows, read_texts
 from llmtrain.task.labels import Example, balanced, check_known, example_of, in_order
 from llmtrain.utils.errors import ConfigError, DataError
@@ -54,8 +54,7 @@ class ClassificationKind:
                         check_known(example, config.labels, known)
                     examples.append(example)
         if not examples:
-            fix = f"the first of {len(faults.noted)} faults: {faults.noted[0]}" if faults.noted else ""
-            raise DataError("there is no example", ", ".join(map(str, paths)), fix or "give a file with some")
+            raise faults.nothing_left("example", paths)
         return Examples(examples, faults.noted)
 
     def resolve(self, config: ClassificationTask, examples: Examples) -> ClassificationTask:
@@ -152,6 +151,8 @@ class Classification:
         self.config = config
         self.pool = pool
         self._index = {label: i for i, label in enumerate(config.labels)}
+        weighted = config.class_weights and config.target is Target.label
+        self._denominator = "weight" if weighted else "samples"
 
     @property
     def num_outputs(self) -> int:
@@ -215,19 +216,17 @@ class Classification:
         return batch
 
     def count(self, batch: Batch) -> dict[str, float]:
-        """Labelled examples, each with the weight of its label where one of several is predicted."""
+        """Labelled examples; where one of several weighted labels is predicted, the sum of their weights."""
         assert batch.sample_labels is not None
         labels = batch.sample_labels
-        if self.config.target is not Target.label:
-            return {"samples": int((labels[..., 0] != IGNORE).sum())}
-        labels = labels[labels != IGNORE]
-        if self.config.class_weights:
-            return {"samples": float(torch.tensor(self.config.class_weights)[labels].sum())}
-        return {"samples": labels.numel()}
+        if self._denominator == "weight":
+            weights = torch.tensor(self.config.class_weights)
+            return {"weight": float(weights[labels[labels != IGNORE]].sum())}
+        return {"samples": int((labels.flatten(1)[:, 0] != IGNORE).sum())}
 
     def loss(self, sums: dict[str, Tensor], counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over all examples, weighted where there are weights; see `Causal.loss`."""
-        loss = sums["loss"] / counts["samples"]
+        loss = sums["loss"] / counts[self._denominator]
         return loss, {"loss": loss.detach()}
 
     def output(self, scores: Tensor, batch: Batch) -> Tensor:
@@ -246,7 +245,7 @@ class Classification:
         predict: Callable[[np.ndarray], Prediction] = {
             Target.label: self._decode_label,
             Target.labels: self._decode_labels,
-            Target.number: lambda output: {"number": _plain(output[0])},
+            Target.number: lambda output: {"number": plain(output[0])},
         }[self.config.target]
         predictions = []
         for example, output in zip(examples, outputs.astype(np.float64), strict=True):
@@ -260,7 +259,7 @@ class Classification:
 
     def _decode_label(self, logits_C: np.ndarray) -> Prediction:
         odds_C = np.exp(logits_C - logits_C.max())
-        probabilities = [_plain(p) for p in odds_C / odds_C.sum()]
+        probabilities = [plain(p) for p in odds_C / odds_C.sum()]
         best = int(logits_C.argmax())
         return {
             "label": self.config.labels[best],
@@ -271,7 +270,7 @@ class Classification:
     def _decode_labels(self, logits_C: np.ndarray) -> Prediction:
         odds_C = np.exp(-np.abs(logits_C))  # never overflows
         probabilities_C = np.where(logits_C > 0, 1, odds_C) / (1 + odds_C)
-        named = list(zip(self.config.labels, map(_plain, probabilities_C), strict=True))
+        named = list(zip(self.config.labels, map(plain, probabilities_C), strict=True))
         chosen = [label for label, logit in zip(self.config.labels, logits_C, strict=True) if logit > 0]
         return {"labels": chosen, "probabilities": dict(named)}
 
@@ -351,8 +350,3 @@ class Classification:
         """True and predicted numbers, (N,) each."""
         true = np.array([example.label for example in examples], np.float64)
         return true, np.array([prediction["number"] for prediction in predictions], np.float64)
-
-
-def _plain(value: float) -> float:
-    """A number without the digits that fp32 does not have."""
-    return float(f"{value:.7g}")

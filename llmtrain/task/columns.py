@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from llmtrain.data.corpus import shorten
 from llmtrain.metrics.entities import OUTSIDE, PREFIXES, is_tag
+from llmtrain.schema.data import OnError
 from llmtrain.schema.task import Scheme, TokenClassificationTask
 from llmtrain.task.files import REPAIR, Faults, read_lines
 from llmtrain.utils.errors import DataError
 
 DOCUMENT = "-DOCSTART-"
 """Word that begins a document in the files of CoNLL; it belongs to no sentence."""
+
+LOOK = 1000
+"""Lines of a file that are looked at to tell what it is."""
 
 BLANKS = re.compile(r"[ \t]+")
 """What parts columns and words; other white space, such as U+3000, may be a word."""
@@ -75,6 +79,28 @@ def read_columns(
         if found:
             yield found
         rows, noted = [], len(faults.noted)
+
+
+def holds_columns(path: Path, config: TokenClassificationTask) -> bool:
+    """Whether a .txt file is in columns, as CoNLL's are, and not plain text: it has several rows, and each
+    of them a tag where the tags stood in training.
+
+    Raises:
+        DataError: the file cannot be opened, or is empty.
+    """
+    rows = [
+        fields
+        for _, line in islice(read_lines(path, Faults(OnError.skip)), LOOK)
+        if (fields := _columns(line)) and fields[0] != DOCUMENT
+    ]
+    width = len(rows[0]) if rows else 0
+    return (
+        len(rows) > 1
+        and -width <= config.label_column < width
+        and width > 1
+        and all(len(fields) == width for fields in rows)
+        and all(is_tag(fields[config.label_column], config.scheme) for fields in rows)
+    )
 
 
 def _columns(line: str) -> list[str]:

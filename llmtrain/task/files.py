@@ -67,6 +67,11 @@ class Faults:
             raise error
         self.noted += [f"{problem.where}: {problem.what}" for problem in error.problems]
 
+    def nothing_left(self, what: str, paths: Sequence[Path]) -> DataError:
+        """The error for files in which no example, or only broken ones, were found."""
+        fix = f"the first of {len(self.noted)} faults: {self.noted[0]}" if self.noted else ""
+        return DataError(f"there is no {what}", ", ".join(map(str, paths)), fix or "give a file with some")
+
     @contextmanager
     def caught(self) -> Iterator[None]:
         """What goes wrong inside is added; what follows inside is not done."""
@@ -108,8 +113,8 @@ def task_paths(config: TaskConfig, names: Sequence[str], setting: str = "task.pa
             raise DataError(f"{path} is a folder", setting, f"name files: {setting}=[a.tsv,b.tsv]")
         if not path.exists():
             fix = suggest_path(path)
-            if config.folder is None and not Path(name).is_absolute():
-                fix += f"; set task.folder where {name} lies elsewhere"
+            if config.folder is None:
+                fix += f"{' ' if fix.endswith('?') else '; '}set task.folder where {path.name} lies elsewhere"
             raise DataError(f"there is no file {path}", setting, fix)
         paths.append(path)
     return paths
@@ -176,9 +181,8 @@ def format_of(path: Path, given: FileFormat) -> FileFormat:
         return given
     ending = _ending(path)
     if ending not in ENDINGS:
-        raise DataError(
-            f"the kind of file is not known: {path.name}", str(path), "set task.format=tsv, csv or jsonl"
-        )
+        fix = "give a .tsv, .csv or .jsonl file, or set task.format=tsv, csv or jsonl"
+        raise DataError(f"the kind of file is not known: {path.name}", str(path), fix)
     return ENDINGS[ending]
 
 

@@ -22,11 +22,11 @@ from llmtrain.metrics.answers import AnswerScore, cmrc_score, squad_score
 from llmtrain.model.assembled import Backbone
 from llmtrain.model.heads import SpanHead
 from llmtrain.schema.task import AnswerNormalisation, QuestionAnsweringTask
-from llmtrain.task.answers import best_spans, candidates, plain, softmax
-from llmtrain.task.base import Examples, Prediction, ScoreTable
+from llmtrain.task.answers import best_spans, candidates, softmax
+from llmtrain.task.base import Examples, Prediction, ScoreTable, plain
 from llmtrain.task.files import Faults
 from llmtrain.task.squad import Answer, Question, SquadReader
-from llmtrain.utils.errors import ConfigError, DataError
+from llmtrain.utils.errors import ConfigError
 
 
 @dataclass
@@ -34,7 +34,7 @@ class WindowSample(Sample):
     """A question and a part of its context: `[CLS] question [SEP] part [SEP]`.
 
     `label` holds the positions of the first and last token of the answer, both 0 for none; it is None
-    where that is not known: training may leave such a sample out.
+    where that is not known: such a sample is no part of the loss.
 
     Attributes:
         example: number of the question.
@@ -69,10 +69,7 @@ class QuestionAnsweringKind:
                 what = "answers repaired that stand elsewhere in their text; the first"
                 repairs.append(f"{path}: {len(reader.repaired)} {what}: {reader.repaired[0]}")
         if not questions:
-            fix = f"the first of {len(faults.noted)} faults: {faults.noted[0]}" if faults.noted else ""
-            raise DataError(
-                "there is no question", ", ".join(map(str, paths)), fix or "give a file with some"
-            )
+            raise faults.nothing_left("question", paths)
         return Examples(questions, repairs + faults.noted)
 
     def resolve(self, config: QuestionAnsweringTask, examples: Examples) -> QuestionAnsweringTask:

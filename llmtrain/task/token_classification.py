@@ -24,7 +24,7 @@ from llmtrain.model.assembled import Backbone
 from llmtrain.model.heads import TokenHead
 from llmtrain.schema.task import FileFormat, TokenClassificationTask
 from llmtrain.task.base import Examples, Prediction, ScoreTable
-from llmtrain.task.columns import Sentence, read_columns, read_sentences
+from llmtrain.task.columns import Sentence, holds_columns, read_columns, read_sentences
 from llmtrain.task.files import Faults, holds_plain_text
 from llmtrain.utils.errors import ConfigError, DataError
 
@@ -48,7 +48,7 @@ class TokenClassificationKind:
     """Reads CoNLL columns, and settles which tags there are."""
 
     def read(self, config: TokenClassificationTask, paths: Sequence[Path], labelled: bool) -> Examples:
-        """Sentences of files: CoNLL columns, or (unlabelled .txt) one sentence a line.
+        """Sentences of files: CoNLL columns, or (unlabelled .txt without tags) one sentence a line.
 
         Raises:
             DataError: a file or a row cannot be read; names the line.
@@ -56,15 +56,13 @@ class TokenClassificationKind:
         faults = Faults(config.on_error)
         sentences: list[Sentence] = []
         for path in paths:
-            if not labelled and holds_plain_text(path, FileFormat.auto):
+            plain = not labelled and holds_plain_text(path, FileFormat.auto)
+            if plain and not holds_columns(path, config):
                 sentences += read_sentences(path, config.joined, faults)
             else:
                 sentences += read_columns(path, config, labelled, faults)
         if not sentences:
-            fix = f"the first of {len(faults.noted)} faults: {faults.noted[0]}" if faults.noted else ""
-            raise DataError(
-                "there is no sentence", ", ".join(map(str, paths)), fix or "give a file with some"
-            )
+            raise faults.nothing_left("sentence", paths)
         return Examples(sentences, faults.noted)
 
     def resolve(self, config: TokenClassificationTask, examples: Examples) -> TokenClassificationTask:
@@ -114,6 +112,7 @@ class TokenClassification:
         assert config.labels, "labels are not resolved"
         self.config = config
         self.causal = causal
+        self._denominator = "weight" if config.class_weights else "labels"
         self.width = 0  # most words of a sample: those of the longest one allowed
 
     def build_head(self, backbone: Backbone) -> TokenHead:
@@ -121,16 +120,16 @@ class TokenClassification:
         return TokenHead(backbone, len(self.config.labels), self.config.class_weights)
 
     def count(self, batch: Batch) -> dict[str, float]:
-        """Words with labels, each counted by the weight of its tag."""
+        """Words with labels; where tags are weighted, the sum of their weights."""
         assert batch.labels is not None
         labels = batch.labels[batch.labels != IGNORE]
-        if not self.config.class_weights:
-            return {"labels": len(labels)}
-        return {"labels": float(torch.tensor(self.config.class_weights)[labels.cpu()].sum())}
+        if self._denominator == "weight":
+            return {"weight": float(torch.tensor(self.config.class_weights)[labels].sum())}
+        return {"labels": len(labels)}
 
     def loss(self, sums: dict[str, Tensor], counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy over all words of the global batch."""
-        loss = sums["loss"] / counts["labels"]
+        """Mean cross-entropy over all words of the global batch, weighted where there are weights."""
+        loss = sums["loss"] / counts[self._denominator]
         return loss, {"loss": loss.detach()}
 
     def encode(self, examples: Sequence[Sentence], tokenizer: Tokenizer, length: int) -> list[Sample]:

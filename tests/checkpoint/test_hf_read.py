@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from llmtrain.checkpoint.hf.bert import BERT_FAMILY
 from llmtrain.checkpoint.hf.families import family_named
 from llmtrain.checkpoint.hf.family import KeyTable
-from llmtrain.checkpoint.hf.read import is_hf_directory, missing, read_hf
+from llmtrain.checkpoint.hf.read import is_hf_directory, read_hf
 from llmtrain.data import wordpiece
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.model.heads import MaskedNextHead, SampleHead
@@ -21,6 +21,11 @@ from tests.helpers import bert
 from tests.helpers.models import make_model
 
 WORDS = [*wordpiece.SPECIAL_TOKENS, "the", "mask", "##s", "stand", "here", "."]
+
+
+def missing(model, tensors) -> list[str]:
+    """Parameters of a model that `tensors` lacks, such as those of a new head."""
+    return sorted(name for name, _ in model.named_parameters() if name not in tensors)
 
 
 def tokens() -> list[str]:

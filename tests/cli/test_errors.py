@@ -103,6 +103,10 @@ def test_every_value_of_a_sweep_is_checked(cli: Cli) -> None:
         (["generate", "model=gpt/tiny"], "unknown key 'model'"),
         (["generate"], "init_from="),
         (["generate", "experiment=debug"], "unknown key 'experiment'"),
+        (["finetune", "model=bert/tiny"], "leave it out: the model comes with init_from"),
+        (["finetune", "task=question_answering"], "give one of question_answering/cmrc2018, "),
+        (["finetune", "task=conll"], "did you mean 'token_classification/conll2003'?"),
+        (["finetune", "model_name_or_path=x"], "did you mean 'init_from'?"),
     ],
 )
 def test_wrong_words(cli: Cli, words: list[str], message: str) -> None:

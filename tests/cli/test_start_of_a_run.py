@@ -178,6 +178,7 @@ def test_finished_run_prints_its_summary(cli: Cli, begun: Path, tmp_path: Path) 
     result = cli("pretrain", "experiment=debug", "run.name=r")
     assert result.code == 0
     assert "validation loss  4.5" in result.out
+    assert "llmtrain generate init_from=runs/r" in result.out
     assert not result.executed
     assert cli("pretrain", "experiment=debug", "run.name=r", "train.epochs=9").executed
     _release(tmp_path)

@@ -71,6 +71,19 @@ def test_help_of_a_verb_has_every_key(cli: Cli, verb: str) -> None:
         assert "Biases in linear layers" in text
 
 
+def test_help_tells_the_defaults_of_the_verb(cli: Cli, tmp_path: Path) -> None:
+    """Those of its YAML file, not of the schema; your own file counts too."""
+    text = cli("finetune", "--help").out
+    assert "optim.lr                      float [0.0001]" in text
+    assert "eval.every                    int [null]" in text
+    assert "constant  cosine  [linear]" in text
+    assert "llmtrain finetune -m run.seed=1,2,3" in text
+    (tmp_path / "finetune.yaml").write_text("defaults: [{task: classification/sst2}]\noptim: {lr: 0.5}\n")
+    text = cli("finetune", "--help", "--config-dir", str(tmp_path)).out
+    assert "float [0.5]" in text
+    assert "[classification/sst2]" in text
+
+
 def test_help_is_coloured_on_a_terminal_only(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -103,7 +116,7 @@ def test_configs_ls_cat_cp(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["pre"], {"pretrain", "prepare"}),
+        (["pre"], {"pretrain", "prepare", "predict"}),
         (["pretrain", "mod"], {"model=", "model."}),
         (["pretrain", "model=gpt/d"], {"model=gpt/debug"}),
         (["pretrain", "model=gpt/d", "train.s"], {"train.steps=", "train.sequence_length="}),
@@ -149,7 +162,7 @@ def test_completion_in_bash(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == [
         "gpt/debug",
         "train.steps=",
-        "pretrain prepare evaluate generate configs",
+        "pretrain finetune prepare evaluate predict generate convert configs",
     ]
 
 
@@ -167,6 +180,7 @@ def test_dry_run_prints_the_config_and_makes_nothing(cli: Cli, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
     assert yaml.safe_load(result.out)["verb"] == "pretrain"
     assert cli("generate", "init_from=run", "--dry-run").code == 0
+    assert cli("finetune", "init_from=run", "task.paths=[a.tsv]", "--dry-run").executed[1] == "finetune"
 
 
 def test_several_processes_are_launched(cli: Cli) -> None:

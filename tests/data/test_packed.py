@@ -68,9 +68,9 @@ def test_packed_rows_hold_what_they_may(packing) -> None:
 
 def test_packing_is_fast_and_tight() -> None:
     lengths = np.random.default_rng(0).integers(5, 129, 500_000)
-    start = time.perf_counter()
+    start = time.process_time()
     rows = pack(lengths, np.arange(len(lengths)), 128, 8)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert lengths.sum() / (128 * (rows.max() + 1)) > 0.99
 
 
@@ -259,6 +259,6 @@ def test_plans_are_fast(make_store) -> None:
     num = 300_000
     view = View(store, np.zeros(num, np.int64), np.ones(num, np.int64))
     rows = span_rows(view, 64)
-    start = time.perf_counter()
+    start = time.process_time()
     rows._make_plan(1)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

@@ -6,6 +6,9 @@ import json
 import random
 from pathlib import Path
 
+SMALL = ["train.batch_size=16", "train.sequence_length=48", "launch.threads=1", "compile=never"]
+"""Settings of a training that is small enough for any test."""
+
 NAMES = ["the cat", "a dog", "my aunt", "the old captain", "every student", "no machine"]
 VERBS = ["sees", "follows", "paints", "forgets", "measures", "counts"]
 THINGS = ["the river", "two apples", "a quiet song", "its own shadow", "the first page", "many stars"]

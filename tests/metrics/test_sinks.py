@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from llmtrain.metrics.sinks import ConsoleLines, JsonLines, LivePanel, format_duration, sparkline
+from llmtrain.metrics.sinks import ConsoleLines, JsonLines, LivePanel, sparkline
+from llmtrain.metrics.summary import format_duration
 
 
 def test_json_lines_cut_back_to_the_step_that_the_run_goes_on_from(tmp_path):

@@ -119,6 +119,8 @@ def test_segments_matter_and_none_means_the_first():
     assert not torch.allclose(model.backbone(ids, segments=torch.ones_like(ids)), plain)
     without = make("bert", num_segments=0).eval()
     assert torch.equal(without.backbone(ids, segments=torch.ones_like(ids)), without.backbone(ids))
+    single = make("bert", num_segments=1).eval()  # pairs have segments 0 and 1 all the same
+    assert torch.equal(single.backbone(ids, segments=torch.ones_like(ids)), single.backbone(ids))
 
 
 def test_dropout_acts_in_training_only():

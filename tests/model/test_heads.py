@@ -343,3 +343,14 @@ def test_names_that_other_parts_rely_upon():
     assert tied_names(model) == [("backbone.embedding.weight", "head.masked.projection.weight")]
     sample = make_model(small_bert(), build_head=partial(SampleHead, num_outputs=2))
     assert "head.pooler.dense.weight" in dict(sample.named_parameters())
+
+
+@pytest.mark.parametrize("build", [lambda b: SampleHead(b, 3), lambda b: TokenHead(b, 3), SpanHead])
+def test_scores_are_finer_than_bf16_under_autocast(build):
+    model = make_model(small_bert(), build_head=build).eval()
+    batch = random_batch()
+    batch.first = torch.zeros(len(batch.ids), 1, dtype=torch.int64)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        scores = model.predict(batch)
+    assert scores.dtype == torch.float32
+    assert not scores.equal(scores.bfloat16().float())

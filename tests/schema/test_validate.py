@@ -7,7 +7,8 @@ import pytest
 from llmtrain.compose.compose import compose
 from llmtrain.utils.errors import ConfigError, Problem
 
-RUN = "init_from=run"
+RUN, TRAIN = "init_from=run", "task.paths=[a.tsv]"
+TUNE = (RUN, TRAIN)
 
 
 def problems(verb: str, *words: str) -> list[Problem]:
@@ -54,6 +55,28 @@ CASES = [
     ("evaluate", [RUN, "batch_size=0"], "greater than 0", "batch_size"),
     ("evaluate", [RUN, "launch.num_processes=2"], "takes one process", "leave"),
     ("generate", [], "needs a model", "init_from=RUN"),
+    (
+        "pretrain",
+        ["objective=mlm", "model=gpt/tiny"],
+        "does not go with a model of kind gpt",
+        "model=bert/tiny",
+    ),
+    ("pretrain", ["model=bert/tiny"], "does not go with a model of kind bert", "objective=mlm"),
+    ("pretrain", ["objective=mlm", "tokenizer=bpe"], "a mask token; bpe has none", "tokenizer=wordpiece"),
+    ("finetune", [TRAIN], "needs a model", "init_from=RUN"),
+    ("finetune", [RUN], "task.paths is empty", "task.paths=[train.tsv]"),
+    ("finetune", [*TUNE, "task.validation_paths=[a.tsv]"], "on the same file", "validation_fraction"),
+    ("finetune", [*TUNE, "train.epochs=null", "train.tokens=9"], "not set in tokens", "train.epochs"),
+    ("finetune", [*TUNE, "task.metric=accurcy"], "no score 'accurcy'", "'accuracy'"),
+    ("finetune", [*TUNE, "task.target=number", "task.metric=accuracy"], "no score 'accuracy'", "pearson"),
+    ("finetune", [*TUNE, "eval.max_tokens=9"], "evaluates all", "task.validation_paths"),
+    ("finetune", [*TUNE, "eval.patience=2", "task.validation_fraction=0"], "to validate on", "fraction"),
+    ("predict", ["input=a.tsv"], "needs a model", "init_from=RUN"),
+    ("predict", [RUN], "input is not set", "input=FILE"),
+    ("predict", [RUN, "input=a", "batch_size=0"], "greater than 0", "batch_size"),
+    ("predict", [RUN, "input=a", "launch.num_processes=2"], "takes one process", "leave"),
+    ("convert", ["target=a"], "source is not set", "source=RUN"),
+    ("convert", ["source=a"], "target is not set", "target=FOLDER"),
 ]
 
 
@@ -82,3 +105,8 @@ def test_all_of_them_at_once() -> None:
 )
 def test_what_is_fine(words: list[str]) -> None:
     assert problems("pretrain", *words) == []
+
+
+@pytest.mark.parametrize("target", ["label", "labels", "number"])
+def test_each_target_has_a_metric_that_fits(target: str) -> None:
+    assert problems("finetune", *TUNE, f"task.target={target}") == []

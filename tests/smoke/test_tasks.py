@@ -8,27 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import llmtrain, metrics, succeed
-from tests.helpers.tasks import write_classification, write_entities, write_pairs, write_questions
-
-SMALL = ["train.batch_size=16", "train.sequence_length=48", "launch.threads=1", "compile=never"]
-
-
-def pretrain(folder: Path, text: Path, name: str, *more: str) -> Path:
-    words = ["data=text", f"data.paths=[{text}]", "data.documents=paragraph", "tokenizer=wordpiece"]
-    words += ["tokenizer.vocab_size=120", "train.steps=100", "optim.lr=3e-3", f"run.dir={folder / name}"]
-    succeed("pretrain", *words, *SMALL, *more, cwd=folder)
-    return folder / name
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory, sentences: Path) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    return pretrain(folder, sentences, "bert", "model=bert/debug", "objective=mlm_nsp")
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory, sentences: Path) -> Path:
-    return pretrain(tmp_path_factory.mktemp("decoder"), sentences, "gpt", "model=gpt/debug")
+from tests.helpers.tasks import SMALL, write_classification, write_entities, write_pairs, write_questions
 
 
 def finetune(start: Path, run: Path, *words: str) -> dict:

@@ -222,10 +222,11 @@ def test_losses_are_those_of_torch(
 
 def test_parts_of_a_batch_add_up(bert: Tokenizer) -> None:
     task = task_for(causal=True, class_weights=[0.5, 2.0, 0.25])
-    whole = task.count(batch_of(task, bert, "x", "y", "z"))["samples"]
-    parts = [task.count(batch_of(task, bert, label))["samples"] for label in "xyz"]
-    assert whole == pytest.approx(sum(parts)) == pytest.approx(2.75)
-    assert task.count(batch_of(task, bert, None)) == {"samples": 0}
+    whole = task.count(batch_of(task, bert, "x", "y", "z"))
+    parts = [task.count(batch_of(task, bert, label))["weight"] for label in "xyz"]
+    assert whole == {"weight": pytest.approx(sum(parts))} == {"weight": pytest.approx(2.75)}
+    assert task.count(batch_of(task, bert, None)) == {"weight": 0}
+    assert task_for(causal=True).count(batch_of(task, bert, "x", None, "z")) == {"samples": 2}
 
 
 # Predictions and scores

@@ -139,6 +139,16 @@ def test_broken_files(tmp_path: Path) -> None:
     assert len(found.skipped) == 1
 
 
+def test_files_in_columns_are_known_by_their_tags(tmp_path: Path) -> None:
+    """CoNLL's own files end in .txt, as plain text does."""
+    columns = "-DOCSTART- -X- O\n\nJohn NNP B-PER\nruns VBZ O\n\nRome NNP B-OTHER\n"
+    found = read(tmp_path / "a.txt", columns, labelled=False).items
+    assert [sentence.words for sentence in found] == [["John", "runs"], ["Rome"]]
+    for text in ("John B-PER\n", "I met John\nhe is O\nO k\n", "vitamin O\nvitamin C\n", "O\nO\n"):
+        found = read(tmp_path / "b.txt", text, labelled=False).items
+        assert [sentence.words for sentence in found] == [line.split() for line in text.splitlines()]
+
+
 def test_without_labels(tmp_path: Path) -> None:
     found = read(tmp_path / "a.txt", "Anna meets\u00a0you  Bob\n\n\t. \n", labelled=False)
     assert [one.words for one in found.items] == [["Anna", "meets\u00a0you", "Bob"], [], ["."]]

@@ -202,7 +202,7 @@ def test_batches(bert: Tokenizer) -> None:
     assert batch.num_tokens == 7 + 3
     assert task.count(batch) == {"labels": 3}
     weighted = task_for(class_weights=[0.5, 1.0, 2.0, 1.0, 1.0])
-    assert weighted.count(batch) == {"labels": 4.5}
+    assert weighted.count(batch) == {"weight": 4.5}
     empty = task.batch([PackedRow()], 16, 0)
     assert task.count(empty) == {"labels": 0}
     assert empty.selected is not None

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmtrain.checkpoint.hf.families import FAMILIES, family_named
 from llmtrain.checkpoint.hf.family import Family
@@ -84,11 +84,6 @@ def read_hf(path: Path, families: Mapping[str, Family] = FAMILIES) -> HFModel:
     tokenizer_json = read_tokenizer(path)
     check_tokenizer(tokenizer_json, config, str(path))
     return HFModel(config, tensors, tokenizer_json, sorted(unknown))
-
-
-def missing(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Parameters of a model that `tensors` lacks, such as those of a new head."""
-    return sorted(name for name, _ in model.named_parameters() if name not in tensors)
 
 
 def read_object(path: Path) -> dict[str, Any]:

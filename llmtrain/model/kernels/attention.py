@@ -53,7 +53,8 @@ def short_attention(
     if torch.compiler.is_compiling():  # which fuses what stands between the products
         return attention_reference(q_BHTK, k_BHTK, v_BHTK, mask, rate)
     with torch.autocast(q_BHTK.device.type, enabled=False):
-        result: Tensor = _ShortAttention.apply(q_BHTK, k_BHTK, v_BHTK, mask, rate)
+        trained = torch.is_grad_enabled()
+        result: Tensor = _ShortAttention.apply(q_BHTK, k_BHTK, v_BHTK, mask, rate, trained)
     return result
 
 
@@ -61,16 +62,20 @@ class _ShortAttention(torch.autograd.Function):
     """Heads of all rows stand in one batch of products, N = B x H."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float, trained: bool
+    ) -> Tensor:
         batch, heads, length, _ = ctx.shape = q.shape
         ctx.root = math.sqrt(q.shape[-1])
         q_NTK, k_NTK, v_NTK = (part.reshape(batch * heads, length, -1) for part in (q / ctx.root, k, v))
-        shares_NTT = q_NTK.new_empty(batch * heads, length, length)
-        keep_NTT, ctx.scale = keep_mask(shares_NTT.shape, rate) if rate else (None, 1.0)
+        shape = (batch * heads, length, length)
+        shares_NTT = q_NTK.new_empty(shape) if trained else None
+        keep_NTT, ctx.scale = keep_mask(shape, rate) if rate else (None, 1.0)
         hidden = None if mask is None else _hidden(mask, q.dtype).expand(batch, 1, length, length)
         y_NTK = torch.empty_like(q_NTK)
         for rows, part in _parts(ctx.shape):
-            shares = torch.bmm(q_NTK[part], k_NTK[part].transpose(1, 2), out=shares_NTT[part])
+            kept = None if shares_NTT is None else shares_NTT[part]
+            shares = torch.bmm(q_NTK[part], k_NTK[part].transpose(1, 2), out=kept)
             if hidden is not None:
                 shares.unflatten(0, (-1, heads)).add_(hidden[rows])
             torch.softmax(shares, dim=-1, out=shares)
@@ -99,7 +104,7 @@ class _ShortAttention(torch.autograd.Function):
             torch.bmm(grad_scores, k_NTK[part], out=grads[0][part])
             torch.bmm(grad_scores.transpose(1, 2), q_NTK[part], out=grads[1][part])
         grads[0].div_(ctx.root)
-        return *(grad.view(ctx.shape) for grad in grads), None, None
+        return *(grad.view(ctx.shape) for grad in grads), None, None, None
 
 
 def _parts(shape: torch.Size) -> Iterator[tuple[slice, slice]]:

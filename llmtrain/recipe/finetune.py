@@ -26,7 +26,7 @@ from llmtrain.recipe.terminal import make_console
 from llmtrain.recipe.training import Autocast, Work, check_same_data, train
 from llmtrain.schema.model import ModelConfig, TransformerConfig
 from llmtrain.schema.roots import FinetuneConfig
-from llmtrain.schema.task import TaskConfig
+from llmtrain.schema.task import ClassificationTask, Target, TaskConfig
 from llmtrain.task.base import Examples, ScoreTable, Task, TaskKind
 from llmtrain.task.files import task_paths
 from llmtrain.utils import dist
@@ -37,6 +37,9 @@ from llmtrain.utils.seed import Permutation
 
 UNKNOWN_SHARE = 0.01
 """Share of unknown tokens in the examples from which there is a warning."""
+
+FAR = 20.0
+"""Mean or deviation of the numbers to learn from which there is a warning: a model starts at about 0."""
 
 
 def finetune(config: FinetuneConfig, context: Context) -> int:
@@ -87,6 +90,7 @@ def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> W
             *skipped("training", training),
             *skipped("validation", validation),
             *unknown_share(samples, pretrained.tokenizer),
+            *doubts(config.task, training, validation),
         ],
         show_scores=lambda summary: show_scores(run, summary),
         next_commands=task_commands,
@@ -232,6 +236,25 @@ def skipped(name: str, examples: Examples) -> list[str]:
         return []
     first = "; ".join(examples.skipped[:3])
     return [f"{len(examples.skipped)} {name} examples have faults: {first}"]
+
+
+def doubts(config: TaskConfig, training: Examples, validation: Examples) -> list[str]:
+    """Warnings about what can be done, but hardly as it was meant."""
+    warnings = []
+    if not validation.items and config.validation_fraction:
+        what = (
+            f"task.validation_fraction={config.validation_fraction} of {len(training.items)} examples is none"
+        )
+        warnings.append(f"{what}: there will be no scores; give task.validation_paths or a greater share")
+    if isinstance(config, ClassificationTask) and config.target is Target.number:
+        numbers = np.array([example.label for example in training.items], np.float64)
+        mean, deviation = numbers.mean(), numbers.std()
+        if max(abs(mean), deviation) > FAR:
+            what = f"the numbers to learn have mean {mean:,.4g} and deviation {deviation:,.4g}"
+            warnings.append(
+                f"{what}: a model that starts at 0 learns them slowly, scale them to about 0 and 1"
+            )
+    return warnings
 
 
 def unknown_share(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[str]:

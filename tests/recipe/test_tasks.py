@@ -280,3 +280,13 @@ def test_much_unknown_text_is_told(encoder, tmp_path, capsys):
     examples.write_text("text\tlabel\n" + "\u4f60\u597d\ta\n\u518d\u89c1\tb\n" * 8)
     call("finetune", f"init_from={encoder}", f"task.paths=[{examples}]", *TINY, run=tmp_path / "run")
     assert "of the tokens are unknown to the tokenizer of init_from" in capsys.readouterr().out
+
+
+def test_numbers_of_another_size_and_too_few_examples_are_told(encoder, tmp_path, capsys):
+    examples = tmp_path / "train.tsv"
+    examples.write_text("text\tlabel\n" + "".join(f"the cat {i}\t{1000 * i}\n" for i in range(6)))
+    words = [f"init_from={encoder}", f"task.paths=[{examples}]", "task.target=number", *TINY]
+    call("finetune", *words, run=tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert "the numbers to learn have mean 2,500 and deviation 1,708" in shown
+    assert "task.validation_fraction=0.1 of 6 examples is none: there will be no scores" in shown

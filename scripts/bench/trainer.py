@@ -208,7 +208,14 @@ def words_for(options: argparse.Namespace, folder: Path) -> tuple[str, list[str]
     compiled = f"compile={'always' if options.compile else 'never'}"
     if options.work == "pretrain":
         words = ["model=bert/mini", "objective=mlm_nsp", "tokenizer=wordpiece", "train.batch_size=64"]
-        words += ["train.sequence_length=128", f"model.vocab_size={VOCABULARY}", *COMMON, steps, compiled]
+        words += [
+            "train.sequence_length=128",
+            f"model.vocab_size={VOCABULARY}",
+            "data.validation_fraction=0",
+            *COMMON,
+            steps,
+            compiled,
+        ]
         if options.text:
             words += ["data=text", f"data.paths=[{','.join(str(path.resolve()) for path in options.text)}]"]
         return "pretrain", words, text_work

@@ -24,7 +24,7 @@ from llmtrain.objective.build import build_objective
 from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data
-from llmtrain.recipe.finetune import examples_identity, read_examples
+from llmtrain.recipe.examples import examples_identity, read_examples
 from llmtrain.recipe.predict import as_trained, output_file, require_task
 from llmtrain.recipe.resolve import resolve_precision
 from llmtrain.recipe.scoring import TaskData, measure, print_tables, score, write_predictions

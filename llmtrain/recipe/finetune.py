@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from llmtrain.model.assembled import Assembled
 from llmtrain.model.initialise import initialise
 from llmtrain.recipe.checkpointed import CARRIED, Pretrained, open_pretrained, start_from
 from llmtrain.recipe.context import Context
+from llmtrain.recipe.examples import examples_identity, read_examples
 from llmtrain.recipe.resolve import micro_batch_size
 from llmtrain.recipe.scoring import TaskData, measure, padding, print_tables, score, write_predictions
 from llmtrain.recipe.terminal import make_console
@@ -28,12 +28,10 @@ from llmtrain.schema.model import ModelConfig, TransformerConfig
 from llmtrain.schema.roots import FinetuneConfig
 from llmtrain.schema.task import ClassificationTask, Target, TaskConfig
 from llmtrain.task.base import Examples, ScoreTable, Task, TaskKind
-from llmtrain.task.files import task_paths
 from llmtrain.utils import dist
-from llmtrain.utils.errors import ConfigError, DataError
-from llmtrain.utils.io import file_sha256, read_json, write_json
+from llmtrain.utils.errors import ConfigError
+from llmtrain.utils.io import read_json, write_json
 from llmtrain.utils.run_directory import RunDirectory
-from llmtrain.utils.seed import Permutation
 
 UNKNOWN_SHARE = 0.01
 """Share of unknown tokens in the examples from which there is a warning."""
@@ -117,27 +115,6 @@ def adapted_model(model: ModelConfig, config: FinetuneConfig) -> ModelConfig:
     return dataclasses.replace(model, dropout=config.dropout)
 
 
-def read_examples(kind: TaskKind, config: TaskConfig, seed: int) -> tuple[TaskConfig, Examples, Examples]:
-    """The config with labels resolved, examples to train and examples to validate on.
-
-    Without validation files a share of the training examples, drawn by seed, is held out.
-    """
-    training = kind.read(config, task_paths(config, config.paths, "task.paths"), labelled=True)
-    if not training.items:
-        raise DataError("there are no examples to train on", "task.paths", "give files with examples")
-    config = kind.resolve(config, training)
-    if config.validation_paths:
-        paths = task_paths(config, config.validation_paths, "task.validation_paths")
-        return config, training, kind.read(config, paths, labelled=True)
-    num = len(training.items)
-    held_out = min(int(num * config.validation_fraction), num - 1)
-    order = Permutation(num, seed, "validation examples")(np.arange(num))
-    chosen = set(order[:held_out].tolist())
-    validation = Examples([item for i, item in enumerate(training.items) if i in chosen])
-    training.items = [item for i, item in enumerate(training.items) if i not in chosen]
-    return config, training, validation
-
-
 def validation_data(
     config: FinetuneConfig, task: Task, validation: Examples, tokenizer: Tokenizer
 ) -> TaskData | None:
@@ -198,25 +175,6 @@ def show_scores(run: RunDirectory, summary: dict[str, Any]) -> None:
         text = f"\nbest evaluation, step {summary['best_step']:,}; predictions: {typed_path(run.predictions)}"
         console.print(text, markup=False, soft_wrap=True)
         print_tables(console, [ScoreTable(**table) for table in read_json(run.scores)["tables"]])
-
-
-def examples_identity(config: TaskConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    """Hashes of the files and of the tokenizer."""
-    training, validation = "task.paths", "task.validation_paths"
-    files = {training: config.paths, validation: config.validation_paths}
-    hashes = {
-        key: hash_files(task_paths(config, names, key)) if names else "" for key, names in files.items()
-    }
-    return {
-        "training examples": hashes[training],
-        "validation examples": hashes[validation],
-        "tokenizer": tokenizer.sha256,
-    }
-
-
-def hash_files(paths: Sequence[Path]) -> str:
-    """One hash for the contents of files."""
-    return hashlib.sha256(" ".join(file_sha256(path) for path in paths).encode()).hexdigest()[:16]
 
 
 def data_line(training: Examples, validation: Examples, lengths: np.ndarray[Any, Any], limit: int) -> str:

@@ -125,11 +125,28 @@ class PrepareConfig(PretrainConfig):
 
 
 @dataclass
-class EvaluateConfig:
-    """`llmtrain evaluate`: scores of a checkpoint: of a language model on a text, of a task on its files."""
+class UseConfig:
+    """What the verbs that use a finished checkpoint have."""
 
     init_from: str | None = None
     """Run or checkpoint directory. A run means its best checkpoint, else its newest."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Only the plugins are used."""
+
+    precision: Precision = Precision.fp32
+    """Number format."""
+
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """Device and threads; one process is taken."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Free place for your own keys."""
+
+
+@dataclass
+class EvaluateConfig(UseConfig):
+    """`llmtrain evaluate`: scores of a checkpoint: of a language model on a text, of a task on its files."""
 
     data: DataConfig | None = None
     """Text to evaluate a language model on, all of it. Default: the validation text of the run."""
@@ -140,31 +157,16 @@ class EvaluateConfig:
     output: str | None = None
     """File to write the predictions of a fine-tuned model to, as JSON lines."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    """Only the plugins are used."""
-
     sequence_length: int | None = None
     """Tokens in a row. Default: as in training."""
 
     batch_size: int = 16
     """Rows (examples) at once."""
 
-    precision: Precision = Precision.fp32
-    """Number format."""
-
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
-    """Device and threads; evaluation takes one process."""
-
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Free place for your own keys."""
-
 
 @dataclass
-class GenerateConfig:
+class GenerateConfig(UseConfig):
     """`llmtrain generate`: draw text from a checkpoint."""
-
-    init_from: str | None = None
-    """Run or checkpoint directory. A run means its best checkpoint, else its newest."""
 
     prompt: str = ""
     """Text to continue. Empty: start as at the start of a document."""
@@ -172,25 +174,10 @@ class GenerateConfig:
     sample: SampleConfig = field(default_factory=SampleConfig)
     """How tokens are drawn."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    """Only the plugins are used."""
-
-    precision: Precision = Precision.fp32
-    """Number format."""
-
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
-    """Device and threads; generation takes one process."""
-
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Free place for your own keys."""
-
 
 @dataclass
-class PredictConfig:
+class PredictConfig(UseConfig):
     """`llmtrain predict`: what a fine-tuned model says about each example of a file, as JSON lines."""
-
-    init_from: str | None = None
-    """Run or checkpoint directory of `finetune`. A run means its best checkpoint, else its newest."""
 
     input: str | None = None
     """File of examples: as for training (labels are not needed), or .txt with one text a line (a pair:
@@ -202,18 +189,6 @@ class PredictConfig:
 
     batch_size: int = 32
     """Examples at once."""
-
-    run: RunConfig = field(default_factory=RunConfig)
-    """Only the plugins are used."""
-
-    precision: Precision = Precision.fp32
-    """Number format."""
-
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
-    """Device and threads; prediction takes one process."""
-
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Free place for your own keys."""
 
 
 @dataclass

@@ -15,11 +15,11 @@ from llmtrain.schema.roots import (
     ConvertConfig,
     EvaluateConfig,
     FinetuneConfig,
-    GenerateConfig,
     PredictConfig,
     PrepareConfig,
     PretrainConfig,
     TrainingConfig,
+    UseConfig,
 )
 from llmtrain.schema.tokenizer import BPETokenizer, BytesTokenizer, FileTokenizer, TokenizerConfig
 from llmtrain.utils.errors import Problem
@@ -51,7 +51,7 @@ def validate(verb: str, config: Any) -> list[Problem]:
         problems += _predict(config)
     if isinstance(config, ConvertConfig):
         problems += _convert(config)
-    if isinstance(config, EvaluateConfig | GenerateConfig | PredictConfig):
+    if isinstance(config, UseConfig):
         problems += _init_from(verb, config.init_from)
         if config.launch.num_processes not in (None, 1):
             problems.append(

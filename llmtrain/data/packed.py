@@ -141,7 +141,7 @@ class PackedRows(ABC):
         self.shuffle = shuffle
         self.masker = masker
         self.frame = Frame(tokenizer)
-        self.pad_id = tokenizer.end_id if tokenizer.pad_id is None else tokenizer.pad_id
+        self.pad_id = tokenizer.fill_id
         entries = max(view.num_documents, view.num_tokens // sequence_length)
         self._files = PlanFiles(view, f"{key} {sequence_length} {seed} {shuffle}", entries)
         self._plan = lru_cache(maxsize=2)(self._load_plan)  # a batch may cross from one epoch to the next

@@ -128,6 +128,11 @@ class Tokenizer:
             )
         return cls(inner, kind=kind or _recognise(inner), end_token=end_token)
 
+    @property
+    def fill_id(self) -> int:
+        """Id of the token that fills rows; which one is of no matter, since nothing looks at it."""
+        return self.end_id if self.pad_id is None else self.pad_id
+
     def to_json(self) -> str:
         """Content of a `tokenizer.json`."""
         return self.inner.to_str(pretty=False)

@@ -19,7 +19,11 @@ from llmtrain.utils.seed import derive_seed
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[object]]:
+Autocast = Callable[[], AbstractContextManager[object]]
+"""Makes the context in which a forward pass runs."""
+
+
+def autocast(device: torch.device, precision: str) -> Autocast:
     """Maker of the context in which a forward pass runs; weights stay fp32."""
     if precision == "fp32":
         return nullcontext

@@ -14,6 +14,7 @@ from llmtrain.data.examples import ExampleRows
 from llmtrain.data.samples import Sample
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.hooks import Evaluation, Evaluator
+from llmtrain.engine.step import Autocast
 from llmtrain.metrics.summary import task_commands, typed_path
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.initialise import initialise
@@ -21,9 +22,9 @@ from llmtrain.recipe.checkpointed import CARRIED, Pretrained, open_pretrained, s
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.examples import examples_identity, read_examples
 from llmtrain.recipe.resolve import micro_batch_size
-from llmtrain.recipe.scoring import TaskData, measure, padding, print_tables, score, write_predictions
+from llmtrain.recipe.scoring import TaskData, measure, print_tables, score, write_predictions
 from llmtrain.recipe.terminal import make_console
-from llmtrain.recipe.training import Autocast, Work, check_same_data, train
+from llmtrain.recipe.training import Work, check_same_data, train
 from llmtrain.schema.model import ModelConfig, TransformerConfig
 from llmtrain.schema.roots import FinetuneConfig
 from llmtrain.schema.task import ClassificationTask, Target, TaskConfig
@@ -67,7 +68,7 @@ def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> W
         task.batch,
         sequence_length=length,
         batch_size=config.train.batch_size,
-        pad_id=padding(pretrained.tokenizer),
+        pad_id=pretrained.tokenizer.fill_id,
         seed=config.run.seed,
     )
     to_validate = validation_data(config, task, validation, pretrained.tokenizer)

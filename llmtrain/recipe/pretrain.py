@@ -11,6 +11,7 @@ from llmtrain.data.loader import Rows, evaluation_batches
 from llmtrain.data.prepare import Prepared
 from llmtrain.engine.evaluate import evaluate
 from llmtrain.engine.hooks import Evaluation, Evaluator
+from llmtrain.engine.step import Autocast
 from llmtrain.metrics.summary import text_commands
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.initialise import initialise
@@ -19,7 +20,7 @@ from llmtrain.recipe.checkpointed import open_pretrained, start_from
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data
 from llmtrain.recipe.resolve import micro_batch_size, resolve_model
-from llmtrain.recipe.training import Autocast, Work, check_same_data, train
+from llmtrain.recipe.training import Work, check_same_data, train
 from llmtrain.schema.roots import PretrainConfig
 from llmtrain.utils import dist
 

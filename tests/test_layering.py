@@ -47,9 +47,9 @@ HEAVY = {
 }
 """Packages that a function may import by itself, because they take long or are optional."""
 
-SLOW = {"llmtrain.checkpoint.storage"}
-"""Modules of ours that a function may import: this one draws in torch's distributed checkpoint, which takes
-a second; the first training step need not wait for it."""
+SLOW = {"llmtrain.checkpoint.storage", "llmtrain.parallel.sharded", "llmtrain.parallel.pipeline"}
+"""Modules of ours that a function may import: they draw in torch's distributed checkpoint, DTensor and
+pipelines, which take a second; the first training step on one process need not wait for them."""
 
 
 def modules() -> list[Path]:

@@ -12,11 +12,13 @@ from typing import Any
 
 from llmtrain.command.configs_verb import ACTIONS
 from llmtrain.command.help import verb_groups
+from llmtrain.command.layouts import ALL, SELECTION
 from llmtrain.compose.folders import ConfigFolders
 from llmtrain.compose.keys import KeySpace
-from llmtrain.schema.load import strip_optional
+from llmtrain.schema.load import field_types, strip_optional
 from llmtrain.schema.registry import builtin_registry
-from llmtrain.schema.roots import ROOTS
+from llmtrain.schema.roots import ROOTS, TRAINING
+from llmtrain.schema.verify import VerifyConfig
 from llmtrain.utils.errors import ConfigError
 
 BASH = r"""
@@ -78,11 +80,21 @@ def candidates(words: Sequence[str]) -> list[str]:
     if current.startswith("-"):
         return _starting(current, FLAGS)
     folders = ConfigFolders.make(_config_dir(before))
-    verb = next((word for word in before if word in (*ROOTS, "configs")), None)
+    verbs = (*ROOTS, "verify", "configs")
+    verb = next((word for word in before if word in verbs), None)
     if verb is None:
-        return _starting(current, [*ROOTS, "configs"])
+        return _starting(current, verbs)
     if verb == "configs":
         return _after_configs(before, current, folders)
+    found: list[str] = []
+    if verb == "verify":
+        found = _after_verify(before, current)
+        verb = next((word for word in before if word in TRAINING), TRAINING[0])
+    return [*found, *_after_verb(verb, current, folders)]
+
+
+def _after_verb(verb: str, current: str, folders: ConfigFolders) -> list[str]:
+    """Groups, choices, keys and values."""
     groups = verb_groups(verb, folders)
     space = KeySpace.make(ROOTS[verb], builtin_registry(), {})
     key, equals, value = current.partition("=")
@@ -110,6 +122,17 @@ def _after_configs(before: Sequence[str], current: str, folders: ConfigFolders) 
         return []
     names = {"ls": list(folders.groups()), "cat": list(folders.names()), "cp": list(folders.names())}
     return _starting(current, names.get(action, []))
+
+
+def _after_verify(before: Sequence[str], current: str) -> list[str]:
+    """Words that only `verify` takes: the verb to verify, its own keys, names of layouts."""
+    key, equals, value = current.partition("=")
+    if equals:
+        return [f"{key}={name}" for name in _starting(value, [ALL, *SELECTION]) if key == "verify.layouts"]
+    verbs = () if set(TRAINING) & set(before) else TRAINING
+    if "." not in current:
+        return _starting(current, [*verbs, "verify."])
+    return _starting(current, [f"verify.{name}=" for name in field_types(VerifyConfig)])
 
 
 def _keys(current: str, groups: dict[str, list[str]], space: KeySpace) -> list[str]:

@@ -50,23 +50,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None if result.returncode == 0 else None
-
-
-def count_processes(num_processes: int | None, device: str) -> int:
-    """Worker processes of a run: as configured, else one per GPU, else one.
-
-    GPUs are counted without torch, which would take longer than the rest of the command.
-    """
-    if num_processes is not None:
-        return num_processes
-    if device not in ("auto", "cuda"):
-        return 1
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    try:
-        installed = len(os.listdir("/proc/driver/nvidia/gpus"))
-    except OSError:
-        return 1
-    if visible is None:
-        return max(1, installed)
-    chosen = [item for item in visible.split(",") if item.strip() not in ("", "-1")]
-    return max(1, len(chosen))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
+from llmtrain.command.layouts import SCHEDULE_OF, SELECTION
 from llmtrain.command.style import Style, first_sentence
 from llmtrain.compose.folders import EXPERIMENT, ConfigFolders
 from llmtrain.compose.yaml_files import read_yaml
@@ -16,8 +17,10 @@ from llmtrain.schema.docs import field_docs
 from llmtrain.schema.load import field_types, given_types, is_group, strip_optional
 from llmtrain.schema.registry import Registry
 from llmtrain.schema.roots import ROOTS
+from llmtrain.schema.verify import VerifyConfig
 
 CONFIGS_SUMMARY = "list, show, copy and check the YAML files that groups choose from."
+VERIFY_SUMMARY = "show that your training gives the same curve under other layouts."
 
 EXAMPLES = (
     ("llmtrain pretrain experiment=debug", "the whole way in seconds, on any machine"),
@@ -60,6 +63,14 @@ VERB_EXAMPLES = {
         ("llmtrain evaluate init_from=runs/NAME data=text data.paths=[book.txt]", "a language model"),
         ("llmtrain evaluate init_from=runs/NAME paths=[test.tsv]", "a fine-tuned model"),
     ),
+    "verify": (
+        ("llmtrain verify experiment=debug", "one process against every kind of layout"),
+        (
+            "llmtrain verify finetune task.paths=[my.csv] init_from=DIR parallel.tp=2 launch.num_processes=2",
+            "the layout that you mean to train with",
+        ),
+        ("llmtrain verify model=gpt/small verify.layouts=[fsdp4,ddp2-tp2] verify.steps=5", "those you name"),
+    ),
     "convert": (
         (
             "llmtrain convert source=runs/NAME target=DIR",
@@ -68,6 +79,18 @@ VERB_EXAMPLES = {
     ),
 }
 """More examples, for the help of single verbs."""
+
+LAYOUT_HELP = (
+    (
+        "ddp2 fsdp2 tp2 pp2 cp2",
+        "one axis: copies, shards, tensors, a pipeline, parts of each row; any degree",
+    ),
+    ("hsdp2x4", "copies x shards"),
+    ("ddp2-tp2-pp2", "several axes"),
+    ("pp2-gpipe", f"another schedule of the pipeline: {', '.join(SCHEDULE_OF)}"),
+    ("own", "the degrees of your config"),
+    ("all", f"own, and {' '.join(SELECTION)}"),
+)
 
 OPTIONS = (
     ("--help", "this text; after a verb: its groups and keys"),
@@ -80,10 +103,17 @@ OPTIONS = (
 )
 
 
+VERIFY_OPTIONS = {
+    "--dry-run": "print what would be changed and what each layout is asked for with, and stop",
+    "-m": "not with this verb",
+}
+"""Options that mean something else there."""
+
+
 def summary_of(verb: str) -> str:
     """One line on a verb, from its schema's docstring."""
-    if verb == "configs":
-        return CONFIGS_SUMMARY
+    if verb in (only := {"configs": CONFIGS_SUMMARY, "verify": VERIFY_SUMMARY}):
+        return only[verb]
     return " ".join((ROOTS[verb].__doc__ or "").split()).partition(": ")[2]
 
 
@@ -112,7 +142,7 @@ def top_help(folders: ConfigFolders, style: Style) -> str:
             "  llmtrain VERB [group=choice ...] [key=value ...] [options]",
             "",
             style.bold("Verbs") + style.dim("    (llmtrain VERB --help: its groups and keys)"),
-            style.entries((verb, summary_of(verb)) for verb in [*ROOTS, "configs"]),
+            style.entries((verb, summary_of(verb)) for verb in [*ROOTS, "verify", "configs"]),
             "",
             style.bold("Groups") + style.dim("   (llmtrain configs ls GROUP: what each choice is)"),
             style.entries((group, "  ".join(choices)) for group, choices in groups.items()),
@@ -143,6 +173,31 @@ def configs_help(style: Style) -> str:
         ("configs check", "check every file, with --config-dir DIR yours too"),
     )
     return "\n".join([f"{style.bold('llmtrain configs')}: {CONFIGS_SUMMARY}", "", style.entries(rows)])
+
+
+def verify_help(style: Style) -> str:
+    """Help for `llmtrain verify`."""
+    return "\n".join(
+        [
+            f"{style.bold('llmtrain verify')}: {VERIFY_SUMMARY}",
+            "",
+            style.bold("Usage"),
+            "  llmtrain verify [pretrain|finetune] [group=choice ...] [key=value ...] [verify.key=value ...]",
+            "",
+            style.bold("Keys")
+            + style.dim("   (and those of the verb that is verified: pretrain, if none is named)"),
+            _rows("verify", VerifyConfig, {}, style),
+            "",
+            style.bold("Layouts"),
+            style.entries(LAYOUT_HELP),
+            "",
+            style.bold("Options"),
+            style.entries((dict(OPTIONS) | VERIFY_OPTIONS).items()),
+            "",
+            style.bold("Examples"),
+            *example_lines(VERB_EXAMPLES["verify"], style),
+        ]
+    )
 
 
 def verb_help(verb: str, folders: ConfigFolders, registry: Registry, style: Style) -> str:

@@ -102,7 +102,8 @@ def open_run(composed: Composed, words: Sequence[str]) -> Start:
 
 
 def _lock(directory: RunDirectory) -> int:
-    """Take the lock of a run and say in it who has it."""
+    """Take the lock of a run and say in it who has it, and whether the directory is new."""
+    made = not directory.path.exists()
     with explain_full_disk(directory.path):
         directory.path.mkdir(parents=True, exist_ok=True)
         descriptor = lock_descriptor(directory.lock)
@@ -113,7 +114,8 @@ def _lock(directory: RunDirectory) -> int:
                 "wait until it ends, stop it, or give another run.name",
             )
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode(), 0)
+        holder = {"pid": os.getpid(), "host": platform.node(), "made": made}
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
     return descriptor
 
 

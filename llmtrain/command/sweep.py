@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-import signal
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from llmtrain.command.children import Children
 from llmtrain.command.start import run_path
 from llmtrain.command.style import Style
 from llmtrain.compose.compose import Composed
 from llmtrain.schema.roots import TRAINING
 from llmtrain.utils.errors import EXIT_MEANING, ConfigError
 from llmtrain.utils.io import read_json
-from llmtrain.utils.signals import EXIT_CODE_OF_SIGNAL
 
 
 @dataclass
@@ -97,8 +93,6 @@ class Sweep:
         self.trials = trials
         self.options = list(options)
         self.style = style
-        self.child: subprocess.Popen[bytes] | None = None
-        self.stopped_by = 0
 
     def run(self) -> int:
         """Run all trials.
@@ -106,37 +100,19 @@ class Sweep:
         Returns:
             the exit code: that of the signal that stopped it, else the worst one of the trials.
         """
-        previous = {number: signal.signal(number, self._stop) for number in EXIT_CODE_OF_SIGNAL}
-        try:
+        with Children() as children:
             for index, trial in enumerate(self.trials):
-                if self.stopped_by:
+                if children.stopped_by:
                     break
-                self._run_trial(index, trial)
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+                self._run_trial(index, trial, children)
         print(self.report())
-        if self.stopped_by:
-            return EXIT_CODE_OF_SIGNAL[self.stopped_by]
-        return max((trial.exit_code or 0 for trial in self.trials), default=0)
+        return children.exit_code or max((trial.exit_code or 0 for trial in self.trials), default=0)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stopped_by = self.stopped_by or number
-        # Ctrl-C on a terminal reaches the child by itself; a second SIGINT would make it leave at once
-        by_terminal = number == signal.SIGINT and sys.stdin is not None and sys.stdin.isatty()
-        if self.child is not None and not by_terminal:
-            self.child.send_signal(number)
-
-    def _run_trial(self, index: int, trial: Trial) -> None:
+    def _run_trial(self, index: int, trial: Trial, children: Children) -> None:
         title = f"trial {index + 1} of {len(self.trials)}: {' '.join(trial.swept) or self.verb}"
         print(self.style.bold(title), flush=True)
-        started = time.monotonic()
         command = [sys.executable, "-m", "llmtrain", self.verb, *trial.words, *self.options]
-        self.child = subprocess.Popen(command)
-        code = self.child.wait()
-        self.child = None
-        trial.seconds = time.monotonic() - started
-        trial.exit_code = 128 - code if code < 0 else code
+        trial.exit_code, trial.seconds = children.run(command)
         trial.metric, trial.score = read_score(trial.directory)
 
     def report(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -36,6 +37,8 @@ class ExampleRows:
         pad_id: token that fills rows.
         seed: of the order.
         shuffle: False for evaluation.
+        multiple: rows have a multiple of so many places, for processes that share them out.
+        one_length: all rows are `sequence_length` long, for pipelines: their messages have one size.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class ExampleRows:
         pad_id: int,
         seed: int,
         shuffle: bool = True,
+        multiple: int = 1,
+        one_length: bool = False,
     ) -> None:
         assert samples, "no samples"
         self.samples = samples
@@ -59,6 +64,8 @@ class ExampleRows:
         self._pad_id = pad_id
         self._seed = seed
         self._shuffle = shuffle
+        self._multiple = multiple
+        self._one_length = one_length
         self.order = lru_cache(maxsize=2)(self._order)
 
     def read(self, global_row: int) -> PackedRow:
@@ -80,8 +87,10 @@ class ExampleRows:
 
     def _padded(self, length: int) -> int:
         """Length rounded up a little, by 3 % at most from 32 on: fewer lengths for the same speed."""
+        if self._one_length:
+            return self.sequence_length
         steps = ((32, 1), (64, 2), (128, 4), (256, 8), (1 << 62, 16))
-        step = next(step for limit, step in steps if length <= limit)
+        step = math.lcm(next(step for limit, step in steps if length <= limit), self._multiple)
         return min(max(1, -(-length // step) * step), max(self.sequence_length, length))
 
     def _order(self, epoch: int) -> np.ndarray:

@@ -114,6 +114,20 @@ def parse_json(text: str, where: str, section: str) -> Any:
         raise DataError(f"broken JSON: {error}", where, repair(section)) from None
 
 
+def require_file(name: str, setting: str) -> Path:
+    """The path of a file that a user names.
+
+    Raises:
+        DataError: there is none; with what may have been meant.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise DataError(f"{name} is a folder", setting, "name a file in it")
+    if not path.exists():
+        raise DataError(f"there is no file {name}", setting, suggest_path(path))
+    return path
+
+
 def suggest_path(path: Path) -> str:
     """What to do about a missing file."""
     folder = path.parent

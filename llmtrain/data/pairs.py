@@ -30,6 +30,15 @@ STRETCH = 256
 """Chunks, roughly, of a part of a document whose chunks are drawn one behind the other; all such parts are
 worked on at once."""
 
+PART = 16
+"""Rows of text, roughly, of each of the documents that a single one is taken for."""
+
+SINGLE = (
+    "the text to validate on is a single document: second segments that do not follow come from another "
+    "part of it, which makes them harder to tell than those of another document"
+)
+"""What a user is told of that."""
+
 ROUNDS = 16
 """Times that a second segment is drawn anew where it does not fit."""
 
@@ -73,6 +82,11 @@ class PairRows(PackedRows):
     (as a sentence, or as a word in a long one: it is the same kind of place, next to a token that is drawn
     uniformly from all other documents); whether it ends with its document.
 
+    A text to validate on may be a single document: the end of a book of which the rest is for training, say.
+    It is read as several, each of PART rows: then what does not follow comes from another part of the text.
+    It never follows by chance, for no chunk reaches into the next part; but it is of the same text, so that
+    it is harder to tell than in training. A single document to train on is refused.
+
     Args:
         view: the tokens.
         sequence_length: T.
@@ -84,7 +98,11 @@ class PairRows(PackedRows):
 
     Raises:
         ConfigError: a row is too short for a pair.
-        DataError: the text has fewer than two documents, or none that gives a pair.
+        DataError: the text has fewer than two documents (to validate on: too few tokens for two), or none
+            that gives a pair.
+
+    Attributes:
+        note: what a user should know of these rows, or None.
     """
 
     label_names = ("b follows a", "b is random")
@@ -100,6 +118,9 @@ class PairRows(PackedRows):
         random_next_rate: float,
         short_rate: float,
     ) -> None:
+        self.note: str | None = None
+        if not shuffle and (Contents(view).lengths > 0).sum() == 1:
+            view, self.note = in_parts(view, PART * sequence_length), SINGLE
         super().__init__(
             view,
             sequence_length=sequence_length,
@@ -123,8 +144,8 @@ class PairRows(PackedRows):
             raise DataError(
                 "next-sentence prediction needs two documents at least, to take second segments from another",
                 "data",
-                "give more documents, or make them smaller (data.documents=paragraph or line; a validation "
-                "text of its own: data.validation_paths), or set objective=mlm",
+                "give more documents, or make them smaller (data.documents=paragraph or line), or set "
+                "objective=mlm",
             )
         self.rows_per_epoch = self._count_rows(0)
 
@@ -243,6 +264,20 @@ class PairRows(PackedRows):
             self.view.read(start, middle), self.view.read(second_start, second_end)
         )
         return Sample(ids, segments, number, label)
+
+
+def in_parts(view: View, size: int) -> View:
+    """The same text, in which every `size` tokens are taken for a document; there are at least two.
+
+    Args:
+        view: with one document, and others that are empty at most.
+        size: tokens of a part, about.
+    """
+    longest = int(view.lengths.max())
+    size = -(-longest // max(2, longest // size))
+    document, starts, ends = cut(view.lengths, size, np.zeros(view.num_documents, np.int64))
+    begins = view.starts[document]
+    return View(view.store, begins + starts, begins + ends)
 
 
 def _nearest(places: np.ndarray, targets: np.ndarray, above: np.ndarray, below: np.ndarray) -> np.ndarray:

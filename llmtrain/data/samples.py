@@ -21,12 +21,14 @@ class Sample:
         segments: (n,) int64, 0 for the first text, 1 for the second.
         number: of the sample in its epoch or data set; masks are drawn by it.
         label: of the sample as a whole; what it means is the objective's.
+        cut: tokens of its text that were left out, for lack of room.
     """
 
     ids: np.ndarray
     segments: np.ndarray
     number: int = 0
     label: int | float | list[float] | None = None
+    cut: int = 0
 
 
 @dataclass

@@ -8,8 +8,7 @@ and never becomes the special id.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,14 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from llmtrain.data import pieces, wordpiece
 from llmtrain.data.pieces import any_border, word_border
+from llmtrain.data.recognise import (
+    UNKNOWN,
+    byte_vocab,
+    recognise,
+    special_tokens,
+    splits_like_gpt2_or_bert,
+)
+from llmtrain.data.tokenizer_settings import SETTINGS, end_token_in, read_settings, settings_text
 from llmtrain.data.words import continuations
 from llmtrain.schema.tokenizer import (
     BPETokenizer,
@@ -34,12 +41,8 @@ from llmtrain.utils.errors import DataError
 END = "<|endoftext|>"
 """Token that ends a document in the tokenizers that we make."""
 
-UNKNOWN = "\ufffd"
-"""Stands for every character that a characters tokenizer does not know: Unicode's own replacement."""
-
 KNOWN_ENDS = (END, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "<|im_end|>", "[SEP]", "[EOS]")
 """End tokens that are looked for in a foreign tokenizer.json, in this order."""
-
 
 SPECIAL = {
     "cls_id": ("[CLS]", "<cls>", "<s>"),
@@ -84,7 +87,7 @@ class Tokenizer:
             raise DataError(
                 f"the tokenizer has no token {end_token!r} to end a document with",
                 "tokenizer.end_token",
-                "set tokenizer.end_token to one of its tokens" + _special_tokens(inner),
+                "set tokenizer.end_token to one of its tokens" + special_tokens(inner),
             )
         self.inner = inner
         self.kind = kind
@@ -98,15 +101,24 @@ class Tokenizer:
             next((i for i in map(inner.token_to_id, names) if i is not None), None)
             for names in SPECIAL.values()
         )
-        self.cuttable = kind in ("bytes", "characters") or _splits_like_gpt2_or_bert(inner)
+        self.cuttable = kind in ("bytes", "characters") or splits_like_gpt2_or_bert(inner)
 
     @classmethod
-    def from_json(cls, text: str, *, end_token: str | None = None, kind: str | None = None) -> Tokenizer:
+    def from_json(
+        cls,
+        text: str,
+        *,
+        end_token: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        kind: str | None = None,
+    ) -> Tokenizer:
         """A tokenizer from the text of a `tokenizer.json`.
 
         Args:
             text: content of the file.
-            end_token: the token that ends a document; default: the first of `KNOWN_ENDS` that it has.
+            end_token: the token that ends a document; default: what the settings say if it has such a
+                token, else the first of `KNOWN_ENDS` that it has.
+            settings: content of the `tokenizer_config.json` beside the file.
             kind: default: recognised from the content (bytes, characters, else file).
 
         Raises:
@@ -119,14 +131,15 @@ class Tokenizer:
                 f"not a tokenizer.json: {error}", "tokenizer", "give the tokenizer.json of a tokenizers model"
             ) from error
         if end_token is None:
-            end_token = next((token for token in KNOWN_ENDS if inner.token_to_id(token) is not None), None)
+            ends = (end_token_in(settings or {}), *KNOWN_ENDS)
+            end_token = next((end for end in ends if end and inner.token_to_id(end) is not None), None)
         if end_token is None:
             raise DataError(
                 f"the tokenizer has none of the usual tokens to end a document with: {', '.join(KNOWN_ENDS)}",
                 "tokenizer.end_token",
-                "set tokenizer.end_token to one of its tokens" + _special_tokens(inner),
+                "set tokenizer.end_token to one of its tokens" + special_tokens(inner),
             )
-        return cls(inner, kind=kind or _recognise(inner), end_token=end_token)
+        return cls(inner, kind=kind or recognise(inner), end_token=end_token)
 
     @property
     def fill_id(self) -> int:
@@ -136,6 +149,16 @@ class Tokenizer:
     def to_json(self) -> str:
         """Content of a `tokenizer.json`."""
         return self.inner.to_str(pretty=False)
+
+    @property
+    def unusual_end(self) -> str | None:
+        """The end token, if the first of `KNOWN_ENDS` that the tokenizer has is another one."""
+        usual = next((end for end in KNOWN_ENDS if self.inner.token_to_id(end) is not None), None)
+        return None if usual == self.end_token else self.end_token
+
+    def files(self) -> dict[str, str]:
+        """Content of the files that a tokenizer is kept in, by name."""
+        return {"tokenizer.json": self.to_json(), SETTINGS: settings_text(self.end_token)}
 
     @cached_property
     def sha256(self) -> str:
@@ -240,52 +263,6 @@ class Tokenizer:
         return table
 
 
-def _special_tokens(inner: tokenizers.Tokenizer) -> str:
-    """The special tokens of a tokenizer, for an error message."""
-    names = [token.content for token in inner.get_added_tokens_decoder().values()]
-    return f" (it has {', '.join(names[:12])}{' ...' if len(names) > 12 else ''})" if names else ""
-
-
-def _state(part: Any) -> dict[str, Any]:
-    """The settings of a normalizer, pre-tokenizer or decoder, as in tokenizer.json."""
-    return {} if part is None else json.loads(part.__getstate__())
-
-
-def _splits_like_gpt2_or_bert(inner: tokenizers.Tokenizer) -> bool:
-    """Whether words are split as GPT-2 or BERT do: nothing reaches across a line end or blank there."""
-    normalizer, splitter = _state(inner.normalizer), _state(inner.pre_tokenizer)
-    gpt2 = {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}
-    like_gpt2 = not normalizer and gpt2.items() <= splitter.items()
-    like_bert = normalizer.get("type") == "BertNormalizer" and splitter.get("type") == "BertPreTokenizer"
-    return (like_gpt2 or like_bert) and all(
-        token.special for token in inner.get_added_tokens_decoder().values()
-    )
-
-
-def _recognise(inner: tokenizers.Tokenizer) -> str:
-    """Kind of a tokenizer of ours that was read from a file."""
-    if not isinstance(inner.model, models.BPE) or inner.normalizer is not None:
-        return "file"
-    vocab = inner.get_vocab(with_added_tokens=False)
-    if vocab == _byte_vocab() and _state(inner.pre_tokenizer).get("use_regex") is False:
-        return "bytes"
-    single = all(len(token) == 1 for token in vocab)
-    if single and inner.pre_tokenizer is None and inner.model.unk_token == UNKNOWN:
-        return "characters"
-    return "file"
-
-
-def _byte_vocab() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte -> the byte.
-
-    Printable Latin-1 characters stand for themselves, the other bytes, in order, for U+0100 onwards.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    names = {chr(byte): byte for byte in printable}
-    return names | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
 def _finish(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     inner.add_special_tokens([AddedToken(END, special=True, normalized=False)])
     return inner
@@ -293,7 +270,7 @@ def _finish(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 def bytes_tokenizer(config: BytesTokenizer) -> Tokenizer:
     """Ids are the bytes of UTF-8; 256 ends a document."""
-    inner = tokenizers.Tokenizer(models.BPE(vocab=_byte_vocab(), merges=[]))
+    inner = tokenizers.Tokenizer(models.BPE(vocab=byte_vocab(), merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     return Tokenizer(_finish(inner), kind="bytes")
@@ -363,7 +340,8 @@ def file_tokenizer(config: FileTokenizer) -> Tokenizer:
             "give a tokenizer.json, a vocab.txt or a folder with one of them",
         ) from error
     if path.suffix != ".txt":
-        return Tokenizer.from_json(text, end_token=config.end_token)
+        settings = read_settings(path.with_name(SETTINGS))
+        return Tokenizer.from_json(text, end_token=config.end_token, settings=settings)
     inner = wordpiece.from_vocab(wordpiece.read_vocab(text), **wordpiece.settings(path, config.lowercase))
     return Tokenizer(inner, kind="file", end_token=config.end_token or wordpiece.SEP)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from llmtrain.data.tokenizer_settings import SETTINGS, read_settings
 from llmtrain.utils.errors import DataError
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -145,17 +145,7 @@ def settings(vocab: Path, lowercase: bool) -> dict[str, Any]:
     Raises:
         DataError: the other file is no JSON object.
     """
-    path = vocab.with_name("tokenizer_config.json")
-    told: Any = {}
-    if path.exists():
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"the settings of the tokenizer cannot be read: {error}", str(path), "repair or remove it"
-            ) from error
-    if not isinstance(told, dict):
-        raise DataError("the settings of the tokenizer are no JSON object", str(path), "repair or remove it")
+    told = read_settings(vocab.with_name(SETTINGS))
     return {
         "lowercase": lowercase and bool(told.get("do_lower_case", True)),
         "strip_accents": told.get("strip_accents"),

@@ -12,7 +12,7 @@ from typing import Any
 from llmtrain.data.batch import Batch
 from llmtrain.data.loader import Loader
 from llmtrain.engine.state import TrainState
-from llmtrain.engine.step import PlainStep, StepResult
+from llmtrain.engine.step import Step, StepResult
 from llmtrain.metrics.sinks import Sink
 from llmtrain.metrics.throughput import Throughput
 from llmtrain.metrics.tracker import Tracker
@@ -64,7 +64,7 @@ class Engine:
     def __init__(
         self,
         *,
-        step: PlainStep,
+        step: Step,
         loader: Loader,
         schedule: Schedule,
         base_rate: float,
@@ -159,6 +159,8 @@ class Engine:
         if self.stop.exit_code:
             asked[STOP_CODES.index(self.stop.exit_code)] = 1.0
         total = dist.sum_over_ranks(labels + asked)
+        # Some processes see the same rows; so many times each label was counted.
+        total[: len(names)] = [count / self.step.layout.mesh.num_alike for count in total[: len(names)]]
         reasons = [code for code, votes in zip(STOP_CODES, total[len(names) :], strict=True) if votes]
         stop = reasons[-1] if reasons else None
         return {name: value or 1.0 for name, value in zip(names, total, strict=False)}, stop

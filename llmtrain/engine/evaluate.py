@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +11,10 @@ import torch
 from torch import Tensor
 
 from llmtrain.data.batch import Batch
-from llmtrain.model.assembled import Assembled
+from llmtrain.model.assembled import Output
 from llmtrain.objective.build import Objective
+from llmtrain.parallel.layout import Layout
+from llmtrain.parallel.mesh import Mesh
 from llmtrain.utils import dist
 
 
@@ -32,32 +33,28 @@ class Measured:
     outputs: np.ndarray | None
 
 
-@torch.inference_mode()
 def evaluate(
-    model: Assembled,
+    layout: Layout,
     objective: Objective,
     batches: Iterable[Batch],
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager[object]],
     stopped: Callable[[], bool] = lambda: False,
-    output: Callable[[Tensor, Batch], Tensor] | None = None,
+    output: Output | None = None,
 ) -> Measured | None:
     """Statistics over all labels in the batches of all processes. Collective.
 
     Sums of each batch are fp32; they are added up in fp64, and divided once, at the end.
 
     Args:
-        model: bare, not wrapped for a layout.
+        layout: runs the model.
         objective: counts labels and weighs sums.
         batches: of this process, as `evaluation_batches` shares them out; every process has the same number.
-        device: of the model.
-        autocast: context of the forward pass.
         stopped: asked before each batch; has to answer the same in every process.
         output: what to keep of the head's predictions for each row, (B, W).
 
     Returns:
         None where it was stopped.
     """
+    model = layout.model
     was_training = model.training
     model.eval()
     sums: list[dict[str, Tensor]] = []
@@ -69,36 +66,41 @@ def evaluate(
             return None
         for name, count in objective.count(batch).items():
             counts[name] = counts.get(name, 0) + count
-        batch = batch.to(device)
-        with autocast():
-            hidden_BTD = model.hidden(batch)
-            sums.append(model.head(hidden_BTD, batch))
-            if output is not None:
-                outputs.append(output(model.head.predict(hidden_BTD, batch), batch))
+        found, kept = layout.measure(batch, output)
+        sums.append(found)
+        if kept is not None:
+            outputs.append(kept)
     model.train(was_training)
     names = list(sums[0])
     local = torch.stack([torch.stack([part[name].float() for name in names]) for part in sums])
     totals = dist.gather(local.cpu().double().sum(dim=0)).sum(dim=0)
-    all_counts = dict(zip(counts, dist.sum_over_ranks(list(counts.values())), strict=True))
+    num_alike = layout.mesh.num_alike  # processes that see the same rows count the same labels
+    all_counts = {
+        name: count / num_alike
+        for name, count in zip(counts, dist.sum_over_ranks(list(counts.values())), strict=True)
+    }
     divisors = {name: count or math.nan for name, count in all_counts.items()}  # no label, no number
     _, stats = objective.loss(dict(zip(names, totals, strict=True)), divisors)
     return Measured(
         {name: float(value) for name, value in stats.items()},
         all_counts,
-        collect(outputs) if output is not None else None,
+        collect(outputs, layout.mesh) if output is not None else None,
     )
 
 
-def collect(outputs: list[Tensor]) -> np.ndarray:
+def collect(outputs: list[Tensor], mesh: Mesh) -> np.ndarray:
     """Outputs of the batches of all processes, in the order of the rows. Collective.
 
     Args:
-        outputs: (B, W) of each batch of this process; batch i of rank k has the rows from
-            (i x world + k) x B on.
+        outputs: (B, W) of each batch of this process, in the leaders of the mesh; batch i of share k has the
+            rows from (i x shares + k) x B on.
+        mesh: the processes.
 
     Returns:
         (rows, W)
     """
-    local_NBW = torch.stack([part.float().cpu() for part in outputs])
-    every_RNBW = dist.gather(local_NBW)
+    leads = mesh.rank in mesh.leaders
+    local_NBW = torch.stack([part.float().cpu() for part in outputs]) if leads else torch.empty(0)
+    shape = dist.broadcast_json(list(local_NBW.shape), mesh.leaders[0])
+    every_RNBW = dist.gather(local_NBW if leads else torch.zeros(shape))[mesh.leaders]
     return every_RNBW.transpose(0, 1).flatten(0, 2).numpy()

@@ -11,6 +11,7 @@ import torch
 
 from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.engine.engine import Engine, Hook
+from llmtrain.engine.state import TrainState
 from llmtrain.utils.device import peak_memory_bytes
 
 
@@ -81,7 +82,8 @@ class EvaluateHook(Hook):
     Args:
         every: 0 evaluates after the last step only.
         evaluate: finds the scores.
-        metric: score by which the best step is chosen: of `loss` the lowest, of others the highest.
+        metric: score by which the best step is chosen: of `loss` the lowest, of others the highest, and of
+            equal ones that with the lower loss.
         patience: end the training after so many evaluations without a new best one, or None.
     """
 
@@ -114,9 +116,9 @@ class EvaluateHook(Hook):
         if result is None:
             return
         state.validation = result.scores
-        score = result.scores[self.metric]
-        if math.isfinite(score) and (state.best_score is None or self._better(score, state.best_score)):
-            state.best_score, state.best_step, state.stale_evaluations = score, state.step, 0
+        if self._better(result.scores, state):
+            state.best_score, state.best_loss = result.scores[self.metric], result.scores["loss"]
+            state.best_step, state.stale_evaluations = state.step, 0
             result.keep()
         else:
             state.stale_evaluations += 1
@@ -125,7 +127,13 @@ class EvaluateHook(Hook):
         record |= {f"validation_{name}": _plain(value) for name, value in result.counts.items()}
         engine.report(record)
 
-    def _better(self, score: float, best: float) -> bool:
+    def _better(self, scores: dict[str, float], state: TrainState) -> bool:
+        """Whether these scores are the best so far; of two equal ones that with the lower loss."""
+        score, best = scores[self.metric], state.best_score
+        if best is None or not math.isfinite(score):
+            return math.isfinite(score)
+        if score == best:
+            return state.best_loss is not None and scores["loss"] < state.best_loss
         return score < best if self.metric == "loss" else score > best
 
     def _end_early(self, engine: Engine) -> None:
@@ -159,7 +167,7 @@ class CheckpointHook(Hook):
         every: int,
         best: bool,
         store: CheckpointStore,
-        tensors: Callable[[], dict[str, torch.Tensor]],
+        tensors: dict[str, torch.Tensor],
         files: dict[str, str],
         notes: dict[str, Any],
     ) -> None:
@@ -195,7 +203,7 @@ class CheckpointHook(Hook):
         engine.tracker.reduce()
         with engine.throughput.paused():
             state = engine.state_dict() | self.notes
-            path = self.store.save(step, self.tensors(), state, self.files)
+            path = self.store.save(step, self.tensors, state, self.files)
         self.saved_step = step
         engine.event("checkpoint", f"saved {path.name}", step=step, path=str(path))
 

@@ -18,6 +18,7 @@ class TrainState:
         bad_steps: steps skipped because loss or gradients were not finite.
         bad_in_a_row: how many of these were the last ones.
         best_score: best validation score so far, by the run's metric.
+        best_loss: validation loss there.
         best_step: the step that reached it.
         stale_evaluations: evaluations since then.
         validation: the last scores that were measured, by name.
@@ -31,6 +32,7 @@ class TrainState:
     bad_steps: int = 0
     bad_in_a_row: int = 0
     best_score: float | None = None
+    best_loss: float | None = None
     best_step: int | None = None
     stale_evaluations: int = 0
     validation: dict[str, float] = field(default_factory=dict)

@@ -1,33 +1,17 @@
-"""One optimizer step on a model that sees whole microbatches."""
+"""One optimizer step, in any layout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmtrain.data.batch import Batch
 from llmtrain.objective.build import Objective
-from llmtrain.optim.clip import clip_gradients
-from llmtrain.parallel.data import Replicated
-from llmtrain.utils import dist
+from llmtrain.parallel.layout import Layout, Replicated, Sums
 from llmtrain.utils.seed import derive_seed
-
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-Autocast = Callable[[], AbstractContextManager[object]]
-"""Makes the context in which a forward pass runs."""
-
-
-def autocast(device: torch.device, precision: str) -> Autocast:
-    """Maker of the context in which a forward pass runs; weights stay fp32."""
-    if precision == "fp32":
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype=AUTOCAST_DTYPES[precision])
 
 
 @dataclass
@@ -45,69 +29,70 @@ class StepResult:
     finite: Tensor
 
 
-class PlainStep:
+class Step:
     """Forward and backward on each microbatch, clip, update.
 
     Losses are divided by the label counts of the whole global batch before the backward pass: a sum over
-    a global count, never a mean of means. That is why world size and accumulation do not matter.
+    a global count, never a mean of means. That is why layout and accumulation do not matter.
 
     Args:
-        model: wrapped for its layout.
+        layout: runs the model.
         optimizer: any; a fused one skips a bad step on the device itself.
         objective: weighs the sums.
-        device: of the model.
-        precision: fp32, bf16 or fp16; fp16 scales the loss.
         clip_norm: 0 does not clip.
         seed: of dropout.
     """
 
     def __init__(
         self,
-        model: Replicated,
+        layout: Layout,
         optimizer: torch.optim.Optimizer,
         objective: Objective,
         *,
-        device: torch.device,
-        precision: str,
         clip_norm: float,
         seed: int,
     ) -> None:
-        self.model = model
+        self.layout = layout
         self.optimizer = optimizer
         self.objective = objective
-        self.device = device
-        self.precision = precision
-        self.autocast = autocast(device, precision)
         self.clip_norm = clip_norm
         self.seed = seed
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.parameters: list[nn.Parameter] = list(model.module.parameters())
+        self.scaler = torch.amp.GradScaler(layout.device.type, enabled=layout.precision == "fp16")
 
-    def __call__(self, batches: list[Batch], counts: dict[str, float], step: int) -> StepResult:
+    @property
+    def device(self) -> torch.device:
+        """Of the model."""
+        return self.layout.device
+
+    def __call__(self, batches: Sequence[Batch], counts: dict[str, float], step: int) -> StepResult:
         """Train on the microbatches of one global batch.
 
         Args:
             batches: this process's microbatches, on the CPU.
-            counts: labels in all microbatches of all processes, at least 1 each.
+            counts: labels in all microbatches of the global batch, at least 1 each.
             step: number of this step.
         """
-        total: dict[str, Tensor] = {}
-        for number, batch in enumerate(batches):
-            # Dropout is a function of the step, not of what ran before: no generator state is saved.
-            torch.manual_seed(derive_seed(self.seed, "dropout", step, number, dist.rank()))
-            with self.model.sync_gradients(number == len(batches) - 1):
-                with self.autocast():
-                    sums = self.model.module(batch.to(self.device))
-                    loss, stats = self.objective.loss(sums, counts)
-                self.scaler.scale(loss * self.model.loss_scale).backward()
-            for name, value in stats.items():
-                total[name] = total[name] + value if name in total else value
+
+        def weigh(sums: Sums) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, stats = self.objective.loss(sums, counts)
+            return self.scaler.scale(loss), stats
+
+        total = self.layout.accumulate(batches, weigh, lambda microbatch: self._seed(step, microbatch))
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.parameters, self.clip_norm)
+        norm = self.layout.clip(self.clip_norm)
         finite = torch.stack([total["loss"].isfinite(), norm.isfinite()])
         self._update(norm)
         return StepResult(total, norm, finite)
+
+    def _seed(self, step: int, microbatch: int) -> None:
+        """Make dropout a function of the step, not of what ran before: no generator state is saved.
+
+        The number along tp stands in the lowest bits, see `parallel.tensor.same_dropout`.
+        """
+        mesh = self.layout.mesh
+        place = mesh.data_rank, mesh.coordinate["cp"], mesh.coordinate["pp"]
+        torch.manual_seed(derive_seed(self.seed, "dropout", step, microbatch, *place) ^ mesh.coordinate["tp"])
 
     def _update(self, norm: Tensor) -> None:
         """Let the optimizer step unless the norm is not finite; decided on the device."""
@@ -130,20 +115,22 @@ class PlainStep:
         place of a gradient in a bucket decides the order of its sum. So that the steps after a restart
         have the same bits as those of a run that was never stopped, all of them come after that moment.
         """
-        with self.autocast():
-            sums = self.model.module(batch.to(self.device))
-            loss, _ = self.objective.loss(sums, dict.fromkeys(self.objective.count(batch), 1.0))
-        loss.backward()
-        self.clear_gradients()
+        if isinstance(self.layout, Replicated) and self.layout.mesh.degrees.world > 1:
+            counts = dict.fromkeys(self.objective.count(batch), 1.0)
+            self.layout.accumulate(
+                [batch], lambda sums: self.objective.loss(sums, counts), lambda microbatch: None
+            )
+            self.clear_gradients()
 
     def clear_gradients(self) -> None:
         """Forget the gradients of the last step."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def non_finite_gradients(self) -> list[str]:
-        """Names of parameters whose gradient is not finite; waits for the device."""
-        return [
-            name
-            for name, parameter in self.model.module.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
-        ]
+        """Names of parameters whose gradient is not finite in this process; waits for the device."""
+        bad = []
+        for name, parameter in self.layout.parameters.items():
+            gradient = parameter.grad
+            if gradient is not None and not getattr(gradient, "_local_tensor", gradient).isfinite().all():
+                bad.append(name)
+        return bad

@@ -55,7 +55,7 @@ def generate_tokens(
         poll()
         with autocast():
             batch = Batch(ids[:, -max_positions:])
-            logits_BV = model.head.predict(model.hidden(batch)[:, -1:], batch)[:, 0]
+            logits_BV = model.head.predict(model.backbone(batch)[:, -1:], batch)[:, 0]
         tokens = draw(next_token_probabilities(logits_BV, config), generators)
         ids = torch.cat([ids, tokens.to(device)[:, None]], dim=1)
         ended |= tokens == end_id

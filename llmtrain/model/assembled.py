@@ -3,50 +3,90 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llmtrain.data.batch import Batch
+from llmtrain.model.layers.position import Rotation
+from llmtrain.model.plan import TensorPlan
 from llmtrain.schema.model import Activation
+
+Output = Callable[[Tensor, Batch], Tensor]
+"""What to keep of a head's predictions for each row: scores, batch -> (B, W)."""
 
 
 class Backbone(nn.Module, ABC):
     """Tokens -> hidden states. Plain single-device PyTorch; layouts are applied from outside.
 
+    It works in three parts, so that a pipeline can give them to different processes: `embed`, the
+    blocks, and the last norm.
+
     Attributes:
         causal: whether a position sees only what stands before it.
         embedding: token embedding, with the rows that pad the vocabulary.
-        blocks: the repeated part: what is compiled and wrapped one by one.
+        blocks: the repeated part, by number: what is compiled, sharded and cut between.
+        norm: after the last block; may do nothing.
         vocab_size: real tokens; embedding rows from there on stay 0.
         dim: D, width of the hidden states.
         norm_eps: of its norms, for heads that have one too.
         activation: of its feed-forward layers, for heads that have one too.
         tie_embeddings: whether an output projection shares the weight of the embedding.
         dropout_rate: for heads.
+        recompute: forget what blocks compute, and compute it again in the backward pass.
     """
 
     causal: bool
     embedding: nn.Embedding
-    blocks: nn.ModuleList
+    blocks: nn.ModuleDict
+    norm: nn.Module
     vocab_size: int
     dim: int
     norm_eps: float
     activation: Activation
     tie_embeddings: bool
     dropout_rate: float
+    recompute: bool = False
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Hidden states after the last norm, (B, T, D)."""
+        hidden_BTD: Tensor = self.norm(self.run(self.embed(batch), batch, self.blocks))
+        return hidden_BTD
+
+    def run(self, x_BTD: Tensor, batch: Batch, numbers: Iterable[str]) -> Tensor:
+        """Some of the blocks, one after another.
+
+        Args:
+            x_BTD: the stream before the first of them.
+            batch: the tokens it was made from.
+            numbers: keys of the blocks.
+        """
+        masks, rotation = self.masks(batch), self.rotation(batch)
+        for number in numbers:
+            block, arguments = self.blocks[number], (masks[number], rotation)
+            if self.recompute and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, *arguments, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, *arguments)
+        return x_BTD
 
     @abstractmethod
-    def forward(
-        self,
-        ids: Tensor,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-        segments: Tensor | None = None,
-    ) -> Tensor:
-        """(B, T) ids, positions, document numbers, segments -> (B, T, D) hidden states.
+    def embed(self, batch: Batch) -> Tensor:
+        """The stream before the first block, (B, T, D).
 
-        A family without segment embeddings does not look at `segments`.
+        A family without segment embeddings does not look at the segments.
         """
+
+    @abstractmethod
+    def masks(self, batch: Batch) -> Mapping[str, Tensor | None]:
+        """Where the queries of each block may look, (B or 1, 1, T, T) bool; see `attention`."""
+
+    def rotation(self, batch: Batch) -> Rotation | None:
+        """Rotation of queries and keys, where a family has rotary positions."""
+        return None
 
     @abstractmethod
     def init_std(self, name: str) -> float:
@@ -56,12 +96,29 @@ class Backbone(nn.Module, ABC):
     def flops_per_token(self, sequence_length: int) -> int:
         """Floating-point operations of forward and backward for one token."""
 
+    def tensor_plan(self) -> TensorPlan | None:
+        """How tensor parallelism splits it; None where it cannot."""
+        return None
+
 
 class Head(nn.Module, ABC):
-    """Hidden states -> sums of losses, or predictions; selection, projection and loss in one module."""
+    """Hidden states -> sums of losses, or predictions; selection, projection and loss in one module.
+
+    Attributes:
+        sum_names: keys of what `sums` returns.
+    """
+
+    sum_names: ClassVar[tuple[str, ...]] = ("loss",)
+
+    def forward(
+        self, hidden_BTD: Tensor, batch: Batch, output: Output | None = None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The sums for a batch, and what is asked for of the predictions."""
+        sums = self.sums(hidden_BTD, batch)
+        return sums, None if output is None else output(self.predict(hidden_BTD, batch), batch)
 
     @abstractmethod
-    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def sums(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums over what carries labels in the batch, by name."""
 
     @abstractmethod
@@ -71,6 +128,10 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def flops_per_label(self) -> int:
         """Floating-point operations of forward and backward for one label."""
+
+    def tensor_plan(self) -> TensorPlan | None:
+        """How tensor parallelism splits it; None where it cannot."""
+        return None
 
 
 class Assembled(nn.Module):
@@ -84,19 +145,19 @@ class Assembled(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, output: Output | None = None) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The head's sums for a batch, and what is asked for of its predictions."""
+        result: tuple[dict[str, Tensor], Tensor | None] = self.head(self.backbone(batch), batch, output)
+        return result
+
+    def sums(self, batch: Batch) -> dict[str, Tensor]:
         """The head's sums for a batch."""
-        sums: dict[str, Tensor] = self.head(self.hidden(batch), batch)
+        sums: dict[str, Tensor] = self(batch)[0]
         return sums
 
     def predict(self, batch: Batch) -> Tensor:
         """The head's scores for a batch."""
-        return self.head.predict(self.hidden(batch), batch)
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """Hidden states of a batch, (B, T, D)."""
-        hidden_BTD: Tensor = self.backbone(batch.ids, batch.positions, batch.documents, batch.segments)
-        return hidden_BTD
+        return self.head.predict(self.backbone(batch), batch)
 
     def num_parameters(self) -> int:
         """Number of parameters, tied ones counted once."""

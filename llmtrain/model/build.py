@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,11 +34,16 @@ def build_model(
         return Assembled(backbone, build_head(backbone))
 
 
-def materialise(model: Assembled, device: torch.device) -> None:
+def materialise(model: nn.Module, device: torch.device) -> None:
     """Give a model from the meta device memory (not yet filled) on a device; ties stay tied."""
     ties = tied_names(model)
     model.to_empty(device=device)
-    for first, other in ties:
+    tie(model, ties)
+
+
+def tie(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
+    """Let pairs (first name, other name) be one parameter, the first."""
+    for first, other in pairs:
         owner, _, leaf = other.rpartition(".")
         setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
 

@@ -12,5 +12,5 @@ def compile_blocks(model: Assembled) -> None:
     # Otherwise inductor starts helper processes, which outlive a killed worker for a while; with one shape
     # to compile they would have nothing to share.
     torch._inductor.config.compile_threads = 1
-    for block in model.backbone.blocks:
+    for block in model.backbone.blocks.values():
         block.compile()

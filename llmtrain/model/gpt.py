@@ -11,21 +11,19 @@ softmax. Queries, keys and values have separate weights (GPT-2 stores them joine
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-from llmtrain.model.assembled import Backbone
+from llmtrain.data.batch import Batch
 from llmtrain.model.block import PreNormBlock
 from llmtrain.model.layers.attention import document_mask
-from llmtrain.model.layers.dropout import Dropout
-from llmtrain.model.layers.embedding import build_embedding
 from llmtrain.model.layers.norm import build_norm
-from llmtrain.model.layers.position import rotary_table
-from llmtrain.schema.model import GPTConfig, Position
+from llmtrain.model.transformer import Transformer
+from llmtrain.schema.model import GPTConfig
 
 
-class GPT(Backbone):
+class GPT(Transformer):
     """The backbone: tokens -> hidden states.
 
     Args:
@@ -33,55 +31,21 @@ class GPT(Backbone):
     """
 
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        assert config.vocab_size is not None
-        self.config = config
-        self.causal = True
-        self.vocab_size = config.vocab_size
-        self.dim, self.norm_eps, self.dropout_rate = config.dim, config.norm_eps, config.dropout
-        self.tie_embeddings = config.tie_embeddings
-        self.activation = config.activation
-        self.embedding = build_embedding(config.vocab_size, config.vocab_multiple, config.dim)
-        learned = config.position is Position.learned
-        self.position = nn.Embedding(config.max_positions, config.dim) if learned else None
-        self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            [PreNormBlock(config, config.num_kv_heads) for _ in range(config.num_layers)]
+        super().__init__(config, config.tie_embeddings)
+        self.blocks = nn.ModuleDict(
+            {str(number): PreNormBlock(config, config.num_kv_heads) for number in range(config.num_layers)}
         )
         self.norm = build_norm(config.norm, config.dim, config.norm_eps, config.bias)
 
-    def forward(
-        self,
-        ids: Tensor,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-        segments: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states after the last norm.
+    def embed(self, batch: Batch) -> Tensor:
+        """Sum of the embeddings of token and position, (B, T, D)."""
+        x_BTD: Tensor = self.dropout(self.embed_tokens(batch))
+        return x_BTD
 
-        Args:
-            ids: (B, T) token ids.
-            positions: (B, T); None means 0..T-1.
-            documents: (B, T); None lets every token attend to all before it.
-            segments: not used.
-
-        Returns:
-            (B, T, D)
-        """
-        if positions is None:
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        x_BTD = self.embedding(ids)
-        rotation = None
-        if self.position is not None:
-            x_BTD = x_BTD + self.position(positions)
-        else:
-            head_dim = self.config.dim // self.config.num_heads
-            rotation = rotary_table(positions, head_dim, self.config.rotary_theta)
-        mask = None if documents is None else document_mask(documents, causal=True)
-        x_BTD = self.dropout(x_BTD)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, mask, rotation)
-        return self.norm(x_BTD)
+    def masks(self, batch: Batch) -> Mapping[str, Tensor | None]:
+        """The same for all blocks: back to the start of the document, if documents are told apart."""
+        mask = None if batch.documents is None else document_mask(batch.documents, causal=True)
+        return dict.fromkeys(self.blocks, mask)
 
     def init_std(self, name: str) -> float:
         """Standard deviation of a weight matrix at the start.

@@ -6,6 +6,7 @@ Losses are summed in fp32 whatever the format of the products.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.model.assembled import Backbone, Head
-from llmtrain.model.kernels.linear_cross_entropy import linear_cross_entropy
+from llmtrain.model.kernels.linear_cross_entropy import VocabularyShard, linear_cross_entropy
 from llmtrain.model.layers.dropout import Dropout
 from llmtrain.model.layers.mlp import build_gelu
+from llmtrain.model.plan import Split, TensorPlan
 from llmtrain.schema.task import Pool, Target
 
 
@@ -46,6 +48,11 @@ def class_weights(weights: Sequence[float], device: torch.device) -> Tensor | No
     return torch.tensor(list(weights), dtype=torch.float32, device=device) if weights else None
 
 
+def local(parameter: Any) -> Tensor | None:
+    """The share of a parameter that this process has, as a plain tensor."""
+    return None if parameter is None else parameter.to_local()
+
+
 class Scores(nn.Linear):
     """A small layer that multiplies in the format of its weight, fp32, under autocast too.
 
@@ -65,7 +72,12 @@ class VocabularyProjection(nn.Linear):
         backbone: its embedding's weight is the projection's too where `tie_embeddings` says so. Rows of
             the weight beyond its vocabulary stay outside the softmax.
         bias: whether there is one for each token.
+
+    Attributes:
+        shard: which tokens are those of this process, where several share the vocabulary.
     """
+
+    shard: VocabularyShard | None = None
 
     def __init__(self, backbone: Backbone, bias: bool) -> None:
         super().__init__(backbone.dim, backbone.embedding.num_embeddings, bias)
@@ -77,12 +89,20 @@ class VocabularyProjection(nn.Linear):
         self, hidden_ND: Tensor, labels_N: Tensor, count_correct: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Sum of cross-entropies, and number of correct predictions; see `linear_cross_entropy`."""
-        return linear_cross_entropy(
-            hidden_ND, self.weight, labels_N, self.vocab_size, self.bias, count_correct
-        )
+        weight, bias, vocab_size = self._own()
+        return linear_cross_entropy(hidden_ND, weight, labels_N, vocab_size, bias, count_correct, self.shard)
+
+    def _own(self) -> tuple[Tensor, Tensor | None, int]:
+        """Weight and bias of this process as plain tensors, and how many of their tokens are real."""
+        if self.shard is None:
+            return self.weight, self.bias, self.vocab_size
+        weight, bias = (local(part) for part in (self.weight, self.bias))
+        assert weight is not None
+        return weight, bias, max(0, min(self.vocab_size - self.shard.start, len(weight)))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V), real tokens only."""
+        assert self.shard is None, "scores of all tokens are for one process"
         bias = None if self.bias is None else self.bias[: self.vocab_size]
         return F.linear(hidden, self.weight[: self.vocab_size], bias)
 
@@ -102,7 +122,7 @@ class LanguageModelHead(Head):
         super().__init__()
         self.projection = VocabularyProjection(backbone, bias=False)
 
-    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def sums(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums over the labelled positions: `loss`, cross-entropies."""
         loss, _ = self.projection.loss(*labelled(hidden_BTD, batch))
         return {"loss": loss}
@@ -115,6 +135,10 @@ class LanguageModelHead(Head):
     def flops_per_label(self) -> int:
         """Floating-point operations of forward and backward for one label."""
         return self.projection.flops_per_label()
+
+    def tensor_plan(self) -> TensorPlan:
+        """The vocabulary is shared out."""
+        return {"": Split.gather_whole, "projection": Split.vocabulary}
 
 
 class MaskedProjection(nn.Module):
@@ -153,11 +177,13 @@ class MaskedHead(Head):
         backbone: whose hidden states it takes.
     """
 
+    sum_names: ClassVar[tuple[str, ...]] = ("loss", "correct")
+
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.masked = MaskedProjection(backbone)
 
-    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def sums(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums over the labelled positions.
 
         Returns:
@@ -178,6 +204,15 @@ class MaskedHead(Head):
     def flops_per_label(self) -> int:
         """Floating-point operations of forward and backward for one label."""
         return self.masked.flops_per_label()
+
+    def tensor_plan(self) -> TensorPlan:
+        """The vocabulary is shared out; what comes before it is small, and done by every process."""
+        return {
+            "": Split.gather_whole,
+            "masked.dense": Split.whole,
+            "masked.norm": Split.whole,
+            "masked.projection": Split.vocabulary,
+        }
 
 
 class Pooler(nn.Module):
@@ -203,12 +238,14 @@ class MaskedNextHead(MaskedHead):
         backbone: whose hidden states it takes.
     """
 
+    sum_names: ClassVar[tuple[str, ...]] = ("loss", "correct", "next_loss", "next_correct")
+
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
         self.pooler = Pooler(backbone.dim)
         self.next = Scores(backbone.dim, 2)
 
-    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def sums(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums over the labelled positions and over the samples.
 
         Returns:
@@ -219,7 +256,7 @@ class MaskedNextHead(MaskedHead):
         assert batch.sample_labels is not None
         labels_N = batch.sample_labels.flatten()
         logits_N2 = self.predict_next(hidden_BTD, batch).flatten(0, 1)
-        return super().forward(hidden_BTD, batch) | {
+        return super().sums(hidden_BTD, batch) | {
             "next_loss": F.cross_entropy(logits_N2, labels_N, ignore_index=IGNORE, reduction="sum"),
             "next_correct": (logits_N2.argmax(dim=1) == labels_N).sum().float(),
         }
@@ -229,6 +266,10 @@ class MaskedNextHead(MaskedHead):
         assert batch.first is not None
         logits_BS2: Tensor = self.next(self.pooler(select(hidden_BTD, batch.first)))
         return logits_BS2
+
+    def tensor_plan(self) -> TensorPlan:
+        """As without next sentences; every process judges them."""
+        return {**super().tensor_plan(), "pooler.dense": Split.whole, "next": Split.whole}
 
 
 class SampleHead(Head):
@@ -261,7 +302,7 @@ class SampleHead(Head):
         self.dropout = Dropout(backbone.dropout_rate)
         self.classifier = Scores(backbone.dim, num_outputs)
 
-    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def sums(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums over the samples: `loss` (fp32 scalar), weighted where there are weights."""
         assert batch.sample_labels is not None
         scores_NC, targets = self.predict(hidden_BTD, batch).flatten(0, 1), batch.sample_labels.flatten(0, 1)
@@ -293,6 +334,10 @@ class SampleHead(Head):
     def flops_per_label(self) -> int:
         """Floating-point operations of forward and backward for one sample."""
         return 6 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim > 1)
+
+    def tensor_plan(self) -> TensorPlan:
+        """Every process does the same."""
+        return {"": Split.gather_whole, "pooler.dense": Split.whole, "classifier": Split.whole}
 
 
 def sample_means(hidden_BTD: Tensor, documents_BT: Tensor | None, num_samples: int) -> Tensor:
@@ -327,7 +372,7 @@ class TokenHead(Head):
         self.dropout = Dropout(backbone.dropout_rate)
         self.classifier = Scores(backbone.dim, num_labels)
 
-    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def sums(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums over the labelled positions: `loss` (fp32 scalar), weighted where there are weights."""
         hidden_ND, labels_N = labelled(hidden_BTD, batch)
         scores_NC = self.classifier(self.dropout(hidden_ND))
@@ -343,6 +388,10 @@ class TokenHead(Head):
         """Floating-point operations of forward and backward for one label."""
         return 6 * self.classifier.weight.numel()
 
+    def tensor_plan(self) -> TensorPlan:
+        """Every process does the same."""
+        return {"": Split.gather_whole, "classifier": Split.whole}
+
 
 class SpanHead(Head):
     """Where in a row a span starts and ends.
@@ -355,7 +404,7 @@ class SpanHead(Head):
         super().__init__()
         self.span = Scores(backbone.dim, 2)
 
-    def forward(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def sums(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums over the rows: `loss`, cross-entropies of start and of end (fp32 scalar)."""
         assert batch.labels is not None
         scores_BT2 = self.predict(hidden_BTD, batch)
@@ -372,3 +421,7 @@ class SpanHead(Head):
     def flops_per_label(self) -> int:
         """Floating-point operations of forward and backward for one row's position."""
         return 6 * self.span.weight.numel()
+
+    def tensor_plan(self) -> TensorPlan:
+        """Every process does the same."""
+        return {"": Split.gather_whole, "span": Split.whole}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from llmtrain.model.assembled import Assembled
 from llmtrain.utils.seed import derive_seed
@@ -12,8 +15,8 @@ from llmtrain.utils.seed import derive_seed
 def initialise(model: Assembled, seed: int) -> None:
     """Fill all parameters: biases 0, norms 1, matrices normal with the backbone's `init_std`.
 
-    Matrices are drawn on the CPU, so that the device does not matter either. Rows of the embedding and
-    of the head beyond the vocabulary are 0.
+    Matrices are drawn whole on the CPU, one at a time, so that neither device nor layout matter. Rows of
+    the embedding and of the head beyond the vocabulary are 0.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -24,10 +27,23 @@ def initialise(model: Assembled, seed: int) -> None:
             generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
             values = torch.empty(parameter.shape, dtype=torch.float32)
             values.normal_(0.0, model.backbone.init_std(name), generator=generator)
-            parameter.copy_(values)
-    for name, parameter in model.named_parameters():
-        if is_vocabulary(name):
-            parameter[model.backbone.vocab_size :] = 0.0
+            if is_vocabulary(name):
+                values[model.backbone.vocab_size :] = 0.0
+            fill(parameter, values)
+
+
+@torch.no_grad()
+def fill(parameter: Any, values: Tensor) -> None:
+    """Copy a whole tensor into a parameter of which this process may hold a share only."""
+    if hasattr(parameter, "to_local"):
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        placed = parameter.device_mesh, parameter.placements
+        shape, start = compute_local_shape_and_global_offset(parameter.shape, *placed)
+        own = tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))
+        parameter.to_local().copy_(values[own])
+    else:
+        parameter.copy_(values)
 
 
 def is_vocabulary(name: str) -> bool:

@@ -30,7 +30,7 @@ class MLMNSP(MLM):
 
         Raises:
             ConfigError: as for masked tokens alone.
-            DataError: the text has fewer than two documents, or none that gives a pair.
+            DataError: the text to train on has fewer than two documents, or none that gives a pair.
         """
         return PairRows(
             view,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from llmtrain.utils.errors import ConfigError
 
 
 def parameter_groups(
-    parameters: dict[str, nn.Parameter], config: OptimConfig, embeddings: set[str]
+    parameters: dict[str, nn.Parameter], config: OptimConfig, embeddings: set[str], num_blocks: int
 ) -> list[dict[str, Any]]:
     """Groups of one weight decay and one rate: matrices decay; norms, biases and (by default) embeddings do
     not; with `layer_decay` the rate of a group falls with its distance from the head.
@@ -24,9 +24,9 @@ def parameter_groups(
         parameters: name -> parameter, each once; those that are frozen are left out.
         config: `weight_decay`, `decay_embeddings`, `lr` and `layer_decay` are used.
         embeddings: names that belong to embeddings.
+        num_blocks: of the whole model; in a pipeline some are elsewhere.
     """
     groups: dict[tuple[bool, int], list[nn.Parameter]] = {}
-    num_blocks = 1 + max((block_number(name) for name in parameters), default=-1)
     for name, parameter in parameters.items():
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and (config.decay_embeddings or name not in embeddings)
@@ -57,13 +57,20 @@ def distance_from_head(name: str, num_blocks: int) -> int:
     return 0 if name.startswith(("head.", "backbone.norm.")) else num_blocks + 1
 
 
-def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Let the parameters whose names match one of the patterns learn nothing.
+def freeze(model: nn.Module, names: Collection[str]) -> None:
+    """Let some of the parameters learn nothing; a process that does not have one passes it over."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in names)
+
+
+def frozen_names(model: nn.Module, patterns: Sequence[str]) -> set[str]:
+    """Names of the parameters that match one of the patterns; of a whole model.
 
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left to learn.
     """
     names = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
     for pattern in patterns:
         matching = fnmatch.filter(names, pattern)
         if not matching:
@@ -72,10 +79,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
                 "optim.freeze",
                 f"names look like {', '.join(names[:: max(1, len(names) // 6)])}",
             )
-        for name in matching:
-            model.get_parameter(name).requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+        frozen.update(matching)
+    if len(frozen) == len(names):
         raise ConfigError("everything is frozen", "optim.freeze", "leave something to learn, such as head.*")
+    return frozen
 
 
 def embedding_names(model: nn.Module) -> set[str]:
@@ -100,9 +107,19 @@ def build_optimizer(
     config: OptimConfig,
     model: nn.Module,
     builders: Mapping[type, Callable[..., torch.optim.Optimizer]] = OPTIMIZERS,
+    num_blocks: int | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer over all parameters of a model that learn, with its state already there (zeros)."""
-    groups = parameter_groups(dict(model.named_parameters()), config, embedding_names(model))
+    """The optimizer over all parameters of a model that learn, with its state already there (zeros).
+
+    Args:
+        config: of the optimizer.
+        model: whose parameters are here.
+        builders: of optimizers.
+        num_blocks: of the whole model. Default: what is here is the whole.
+    """
+    parameters = dict(model.named_parameters())
+    num_blocks = num_blocks or 1 + max((block_number(name) for name in parameters), default=-1)
+    groups = parameter_groups(parameters, config, embedding_names(model), num_blocks)
     optimizer = builders[type(config)](config, groups)
     create_state(optimizer)
     return optimizer

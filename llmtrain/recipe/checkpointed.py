@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from llmtrain.checkpoint.hf.read import HFModel, is_hf_directory, read_hf
 from llmtrain.checkpoint.read import read_file, read_tensors, resolve
 from llmtrain.checkpoint.state import MODEL_PREFIX
 from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.data.tokenizer_settings import SETTINGS
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model, materialise
+from llmtrain.model.initialise import fill
 from llmtrain.objective.build import Objective, build_objective
 from llmtrain.recipe.context import Context
 from llmtrain.schema.load import build
@@ -76,6 +79,12 @@ def read_config(checkpoint: Path, context: Context) -> PretrainConfig | Finetune
     return config
 
 
+def read_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint, with the end token that it had; an older one does not tell."""
+    told = json.loads(read_file(checkpoint, SETTINGS)) if (checkpoint / SETTINGS).exists() else {}
+    return Tokenizer.from_json(read_file(checkpoint, "tokenizer.json"), settings=told)
+
+
 def open_checkpoint(source: str, context: Context, device: torch.device) -> Checkpointed:
     """Load a run directory or a checkpoint for use."""
     if is_hf_directory(Path(source)):
@@ -84,7 +93,7 @@ def open_checkpoint(source: str, context: Context, device: torch.device) -> Chec
         )
     path = resolve(Path(source))
     config = read_config(path, context)
-    tokenizer = Tokenizer.from_json(read_file(path, "tokenizer.json"))
+    tokenizer = read_tokenizer(path)
     assert config.model is not None
     task: Task | None = None
     objective: Objective
@@ -104,13 +113,35 @@ def open_pretrained(source: str, context: Context) -> Pretrained:
     folder = Path(source).expanduser()
     if is_hf_directory(folder):
         found = read_hf(folder)
-        tokenizer = Tokenizer.from_json(found.tokenizer_json)
-        return Pretrained(folder, found.config, tokenizer, lambda: hand_over(found), found.unknown)
+        return Pretrained(folder, found.config, found.tokenizer, lambda: hand_over(found), found.unknown)
     path = resolve(folder, others="; or a Hugging Face model directory (nothing is downloaded)")
     config = read_config(path, context)
     assert config.model is not None
-    tokenizer = Tokenizer.from_json(read_file(path, "tokenizer.json"))
+    tokenizer = read_tokenizer(path)
     return Pretrained(path, config.model, tokenizer, lambda: checkpoint_tensors(path), [])
+
+
+def compare_tokenizers(pretrained: Pretrained, tokenizer: Tokenizer) -> list[str]:
+    """Whether the ids of a tokenizer mean to a pretrained model what they meant in its training.
+
+    Returns:
+        a warning where the vocabulary is the same, but something else is not (how words are split, say).
+
+    Raises:
+        ConfigError: the vocabulary is another one.
+    """
+    theirs = pretrained.tokenizer
+    if theirs.sha256 == tokenizer.sha256:
+        return []
+    file = pretrained.path / "tokenizer.json"
+    fix = f"give tokenizer=file tokenizer.path={file if file.exists() else pretrained.path}"
+    if theirs.inner.get_vocab() == tokenizer.inner.get_vocab():
+        return [f"the tokenizer has the vocabulary of {pretrained.path.name}, but other settings: {fix}"]
+    raise ConfigError(
+        "the tokenizer is not that of init_from: its ids stand for other tokens than those the model knows",
+        "tokenizer, init_from",
+        fix,
+    )
 
 
 def hand_over(model: HFModel) -> dict[str, Tensor]:
@@ -125,12 +156,15 @@ def checkpoint_tensors(checkpoint: Path) -> dict[str, Tensor]:
     return {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in tensors.items()}
 
 
-def start_from(pretrained: Pretrained, model: Assembled, carried: tuple[str, ...] = ("",)) -> list[str]:
+def start_from(
+    pretrained: Pretrained, model: Assembled, names: Set[str], carried: tuple[str, ...] = ("",)
+) -> list[str]:
     """Copy pretrained weights into a model whose other parameters have theirs already.
 
     Args:
         pretrained: has all parameters of the backbone.
-        model: to fill.
+        model: to fill; the part of it that this process has.
+        names: of all parameters of the model.
         carried: only parameters whose names start so are taken over.
 
     Returns:
@@ -140,10 +174,10 @@ def start_from(pretrained: Pretrained, model: Assembled, carried: tuple[str, ...
         ConfigError: see `load_weights`.
     """
     name, tensors = pretrained.path.name, pretrained.tensors()
-    wanted = dict(model.named_parameters())
-    fitting = {key: value for key, value in tensors.items() if key in wanted and key.startswith(carried)}
+    fitting = {key: value for key, value in tensors.items() if key in names and key.startswith(carried)}
+    load_weights(model, fitting, pretrained.path, required=("backbone.",))
     told = {
-        f"not in {name}, drawn anew": load_weights(model, fitting, pretrained.path, required=("backbone.",)),
+        f"not in {name}, drawn anew": sorted(names - fitting.keys()),
         f"not used of {name}": sorted(tensors.keys() - fitting.keys()),
         f"unknown in {name}": pretrained.unknown,
     }
@@ -153,7 +187,7 @@ def start_from(pretrained: Pretrained, model: Assembled, carried: tuple[str, ...
 @torch.no_grad()
 def load_weights(
     model: Assembled, tensors: dict[str, Tensor], where: Path, required: tuple[str, ...] = ("",)
-) -> list[str]:
+) -> None:
     """Copy weights into a model.
 
     Args:
@@ -161,9 +195,6 @@ def load_weights(
         tensors: by name.
         where: they come from, for the message.
         required: parameters whose names start so must be there.
-
-    Returns:
-        names of the parameters that were left as they are.
 
     Raises:
         ConfigError: one that is required is missing, or shapes differ.
@@ -185,5 +216,4 @@ def load_weights(
             "use the model and the tokenizer of that run; its config.yaml tells them",
         )
     for name in wanted.keys() & tensors.keys():
-        wanted[name].copy_(tensors[name])
-    return sorted(wanted.keys() - tensors.keys())
+        fill(wanted[name], tensors[name])

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from llmtrain.checkpoint.hf.read import is_hf_directory, read_hf
 from llmtrain.checkpoint.hf.write import write_hf
-from llmtrain.checkpoint.read import read_file, resolve
-from llmtrain.recipe.checkpointed import checkpoint_tensors, read_config
+from llmtrain.checkpoint.read import resolve
+from llmtrain.recipe.checkpointed import checkpoint_tensors, read_config, read_tokenizer
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.terminal import make_console
 from llmtrain.schema.roots import ConvertConfig, FinetuneConfig
@@ -35,9 +37,12 @@ def convert(config: ConvertConfig, context: Context) -> int:
         raise ConfigError(f"{target} is there already", "target", "give a directory that is to be made")
     trained = read_config(source, context)
     tensors = checkpoint_tensors(source)
+    if isinstance(trained, FinetuneConfig):
+        tensors = in_own_unit(tensors, trained.task)
     told = classes(trained.task, f"{source}: task.pool") if isinstance(trained, FinetuneConfig) else {}
     assert trained.model is not None
-    write_hf(target, trained.model, tensors, read_file(source, "tokenizer.json"), **told)
+    tokenizer = read_tokenizer(source)
+    write_hf(target, trained.model, tensors, tokenizer.to_json(), end_token=tokenizer.unusual_end, **told)
     written = read_hf(target)
     wrong = [name for name, tensor in tensors.items() if not tensor.equal(written.tensors[name])]
     assert not wrong, f"not as they were: {wrong}"
@@ -45,6 +50,16 @@ def convert(config: ConvertConfig, context: Context) -> int:
         f"{target}: {len(tensors)} tensors of {source.name}, read back with the same bits", markup=False
     )
     return 0
+
+
+def in_own_unit(tensors: dict[str, Tensor], task: TaskConfig) -> dict[str, Tensor]:
+    """The tensors, in which a classifier that learned numbers by mean and scale gives them as they are."""
+    if not isinstance(task, ClassificationTask) or task.number_scale is None:
+        return tensors
+    weight, bias = "head.classifier.weight", "head.classifier.bias"
+    own = tensors[bias].double() * task.number_scale + (task.number_mean or 0.0)
+    scaled = tensors[weight].double() * task.number_scale
+    return tensors | {weight: scaled.float(), bias: own.float()}
 
 
 def classes(task: TaskConfig, where: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -16,6 +17,25 @@ from llmtrain.utils import dist
 from llmtrain.utils.errors import Stopped
 
 
+@contextlib.contextmanager
+def stopped_together(context: Context) -> Iterator[None]:
+    """For work that every process does by itself before the training. Collective.
+
+    A stop may reach one process inside the work and another behind it: all end together.
+
+    Raises:
+        Stopped: in every process, if any was asked to stop meanwhile.
+    """
+    exit_code = 0
+    try:
+        yield
+    except Stopped as stopped:
+        exit_code = stopped.exit_code
+    exit_codes = dist.gather(torch.tensor(exit_code or context.stop.exit_code))
+    if exit_codes.any():
+        raise Stopped(int(exit_codes.max()))
+
+
 def open_data(
     data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, seed: int, context: Context
 ) -> Prepared:
@@ -24,8 +44,7 @@ def open_data(
     Raises:
         Stopped: in every process, if any was asked to stop meanwhile.
     """
-    prepared = None
-    with preparation_progress() as report, contextlib.suppress(Stopped):
+    with stopped_together(context), preparation_progress() as report:
         prepared = prepare(
             data,
             tokenizer,
@@ -34,8 +53,4 @@ def open_data(
             poll=context.stop.poll,
             report=report,
         )
-    # A stop may reach one process inside the preparation and another behind it: all end together.
-    exit_codes = dist.gather(torch.tensor(context.stop.exit_code))
-    if prepared is None or exit_codes.any():
-        raise Stopped(int(exit_codes.max()))
     return prepared

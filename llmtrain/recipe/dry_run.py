@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 from rich.table import Table
 
 from llmtrain.data.tokenizer import file_tokenizer
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model
 from llmtrain.objective.build import build_objective
-from llmtrain.optim.optimizer import freeze
+from llmtrain.optim.optimizer import freeze, frozen_names
 from llmtrain.recipe.checkpointed import open_pretrained
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.finetune import adapted_model, data_line, read_examples, skipped
-from llmtrain.recipe.resolve import DEFAULT_EPOCHS, micro_batch_size, resolve_precision, total_steps
+from llmtrain.recipe.memory import state_bytes
+from llmtrain.recipe.resolve import (
+    DEFAULT_EPOCHS,
+    head_in_blocks,
+    micro_batch_size,
+    resolve_layout,
+    resolve_precision,
+    total_steps,
+)
 from llmtrain.recipe.terminal import make_console
+from llmtrain.schema.parallel import Degrees, stage_blocks
 from llmtrain.schema.roots import FinetuneConfig, PretrainConfig, TrainingConfig
 from llmtrain.schema.tokenizer import (
     BPETokenizer,
@@ -43,8 +51,10 @@ def dry_run(config: PretrainConfig, context: Context) -> int:
     table = Table(box=None, show_header=False)
     tokens = train.batch_size * train.sequence_length
     flops = model.flops_per_token(train.sequence_length, objective.labelled_share)
+    degrees = resolve_layout(config, num_processes(config), config.model, train.sequence_length)
+    share = head_in_blocks(model, objective.labelled_share)
     rows = {
-        "batch": batch(config),
+        **layout(config, degrees, model, share, vocab_size is not None),
         "tokens per step": f"{train.batch_size} rows x {train.sequence_length} = {tokens:,}",
         "length": length(config, tokens),
         "vocabulary": vocabulary(vocab_size, config.tokenizer),
@@ -68,19 +78,21 @@ def dry_run_task(config: FinetuneConfig, context: Context) -> int:
     pretrained = open_pretrained(config.init_from, context)
     shape, limit = adapted_model(pretrained.model, config), config.train.sequence_length
     kind: TaskKind = context.builders[type(config.task)]
-    settled, training, validation = read_examples(kind, config.task, config.run.seed)
+    poll = context.stop.poll
+    settled, training, validation = read_examples(kind, config.task, config.run.seed, poll)
     task = kind.build(settled, shape.causal)
-    samples = task.encode(training.items, pretrained.tokenizer, limit)
-    lengths = np.array([len(sample.ids) for sample in samples])
+    samples = task.encode(training.items, pretrained.tokenizer, limit, poll)
     model = build_model(shape, task.build_head, context.builders)
-    freeze(model, config.optim.freeze)
+    freeze(model, frozen_names(model, config.optim.freeze))
+    degrees = resolve_layout(config, num_processes(config), shape, limit)
+    share = head_in_blocks(model, task.labelled_share)
     learning = sum(one.numel() for one in model.parameters() if one.requires_grad)
     steps = total_steps(config.train, len(samples))
     labels = list(getattr(settled, "labels", []))
     rows = {
-        "data": data_line(training, validation, lengths, limit),
+        "data": data_line(settled, training, validation, samples),
         "labels": ", ".join(labels[:SHOWN_LABELS]) + (", ..." if len(labels) > SHOWN_LABELS else ""),
-        "batch": batch(config),
+        **layout(config, degrees, model, share),
         "length": f"{steps:,} steps, {len(samples) / config.train.batch_size:.1f} in an epoch",
         "parameters": f"{model.num_parameters():,}, {learning:,} of them learn",
         "precision": resolve_precision(config.precision, pick_device(config.launch.device.value)).value,
@@ -97,15 +109,45 @@ def dry_run_task(config: FinetuneConfig, context: Context) -> int:
     return 0
 
 
-def batch(config: TrainingConfig) -> str:
-    """How the global batch is shared out."""
-    processes = config.launch.num_processes or dist.world_size()
-    micro = micro_batch_size(config.train, processes)
-    accumulation = config.train.batch_size // (micro * processes)
-    return (
-        f"{micro} micro batch x {accumulation} accumulation x {processes} data parallel"
-        f" = {config.train.batch_size} rows"
-    )
+def num_processes(config: TrainingConfig) -> int:
+    """Of the training, not of the dry run."""
+    return config.launch.num_processes or dist.world_size()
+
+
+def layout(
+    config: TrainingConfig, degrees: Degrees, model: Assembled, share: float, whole: bool = True
+) -> dict[str, str]:
+    """How processes, batch, blocks and memory are shared out.
+
+    Args:
+        config: of the training.
+        degrees: of parallelism.
+        model: on the meta device.
+        share: what the head costs, in blocks.
+        whole: whether the vocabulary is known, and with it the size of the model.
+    """
+    train, parallel = config.train, config.parallel
+    blocks = stage_blocks(len(model.backbone.blocks), parallel.num_stages(degrees.pp), parallel.cuts, share)
+    micro = micro_batch_size(train, parallel, degrees)
+    rows = {
+        "processes": f"{degrees.world} ({degrees})" if degrees.world > 1 else "",
+        "stages": "",
+        "batch": f"{micro} micro batch x {train.batch_size // (micro * degrees.data)} "
+        f"{'in the pipeline' if degrees.pp > 1 else 'accumulation'} x {degrees.data} data parallel"
+        f" = {train.batch_size} rows",
+        "memory": "",
+    }
+    if degrees.pp > 1:
+        texts = [f"{part.start}" + (f"-{part[-1]}" if len(part) > 1 else "") for part in blocks]
+        own = [" and ".join(texts[place :: degrees.pp]) for place in range(degrees.pp)]
+        rows["stages"] = f"blocks {' | '.join(own)}, {parallel.schedule.value}"
+    if whole:
+        sizes = state_bytes(model, degrees, blocks)
+        ends = dict.fromkeys(f"{size / 1e6:,.1f}" for size in (min(sizes), max(sizes)))
+        rows["memory"] = (
+            f"about {' to '.join(ends)} MB in a process, for weights, gradients and AdamW's state"
+        )
+    return {name: value for name, value in rows.items() if value}
 
 
 def expected_vocab_size(config: TokenizerConfig) -> int | None:

@@ -7,29 +7,33 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from rich.table import Table
 
 from llmtrain.checkpoint.read import read_state
 from llmtrain.data.batch import IGNORE, Batch
+from llmtrain.data.fill import Poll
+from llmtrain.data.lines import require_file
 from llmtrain.data.loader import evaluation_batches
 from llmtrain.data.store import View
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.evaluate import evaluate
-from llmtrain.engine.step import autocast
 from llmtrain.metrics.summary import typed_path
 from llmtrain.objective.build import build_objective
+from llmtrain.parallel.layout import Replicated
+from llmtrain.parallel.mesh import Mesh
 from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data
 from llmtrain.recipe.examples import examples_identity, read_examples
-from llmtrain.recipe.predict import as_trained, output_file, require_task
+from llmtrain.recipe.predict import as_trained, output_file, require_task, warn
+from llmtrain.recipe.pretrain import notes
 from llmtrain.recipe.resolve import resolve_precision
 from llmtrain.recipe.scoring import TaskData, measure, print_tables, score, write_predictions
 from llmtrain.recipe.terminal import make_console
 from llmtrain.schema.data import DataConfig
+from llmtrain.schema.parallel import Degrees
 from llmtrain.schema.roots import EvaluateConfig, FinetuneConfig, PretrainConfig
 from llmtrain.task.base import Examples, TaskKind
 from llmtrain.task.files import task_paths
@@ -59,24 +63,24 @@ def evaluate_task(
     output = output_file(config.output)
     kind: TaskKind = context.builders[type(trained.task)]
     if config.paths:
-        paths = [Path(path).expanduser() for path in config.paths]
+        paths = [require_file(path, "paths") for path in config.paths]
         with as_trained(trained.task):
-            examples = kind.read(trained.task, paths, labelled=True)
+            examples = kind.read(trained.task, paths, labelled=True, poll=context.stop.poll)
     else:
-        examples = own_examples(kind, trained, loaded)
+        examples = own_examples(kind, trained, loaded, context.stop.poll)
     if not examples.items:
         raise DataError("there are no examples to evaluate on", str(loaded.path), "give paths=[FILE]")
     for line in examples.skipped:
         print(f"warning: {line}", file=sys.stderr)
     length = row_length(config, loaded)
-    data = TaskData.make(task, examples.items, loaded.tokenizer, length, config.batch_size)
+    poll = context.stop.poll
+    data = TaskData.make(task, examples.items, loaded.tokenizer, length, config.batch_size, poll)
+    warn(trained.task, data, loaded.tokenizer)
     precision = resolve_precision(config.precision, device)
     found = measure(
         task,
-        loaded.model,
+        Replicated(loaded.model, Mesh.here(Degrees(), device), precision.value),
         data,
-        device,
-        autocast(device, precision.value),
         config.batch_size,
         lambda: bool(context.stop.exit_code),
     )
@@ -93,7 +97,7 @@ def evaluate_task(
     return 0
 
 
-def own_examples(kind: TaskKind, trained: FinetuneConfig, loaded: Checkpointed) -> Examples:
+def own_examples(kind: TaskKind, trained: FinetuneConfig, loaded: Checkpointed, poll: Poll) -> Examples:
     """The validation examples of a run: its files, or what it held out of the training examples.
 
     Raises:
@@ -101,7 +105,7 @@ def own_examples(kind: TaskKind, trained: FinetuneConfig, loaded: Checkpointed) 
     """
     task, key = trained.task, "task.validation_paths"
     if task.validation_paths:
-        return kind.read(task, task_paths(task, task.validation_paths, key), labelled=True)
+        return kind.read(task, task_paths(task, task.validation_paths, key), labelled=True, poll=poll)
     now, then = examples_identity(task, loaded.tokenizer), read_state(loaded.path)["data"]
     if now != then:
         raise ConfigError(
@@ -109,7 +113,7 @@ def own_examples(kind: TaskKind, trained: FinetuneConfig, loaded: Checkpointed) 
             str(loaded.path),
             "give examples that were not trained on: paths=[FILE]",
         )
-    return read_examples(kind, task, trained.run.seed)[2]
+    return read_examples(kind, task, trained.run.seed, poll)[2]
 
 
 def evaluate_text(
@@ -139,14 +143,14 @@ def evaluate_text(
         seed=trained.run.seed,
         shuffle=False,
     )
+    for note in notes(rows):
+        print(f"warning: {note}", file=sys.stderr)
     precision = resolve_precision(config.precision, device)
     predicted = Predicted(loaded.tokenizer)
     measured = evaluate(
-        loaded.model,
+        Replicated(loaded.model, Mesh.here(Degrees(), device), precision.value),
         objective,
         predicted.watch(evaluation_batches(rows, config.batch_size, 0, 1)),
-        device,
-        autocast(device, precision.value),
         lambda: bool(context.stop.exit_code),
     )
     if measured is None:

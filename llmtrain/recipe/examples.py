@@ -8,27 +8,35 @@ from pathlib import Path
 
 import numpy as np
 
+from llmtrain.data.fill import Poll
+from llmtrain.data.samples import Sample
 from llmtrain.data.tokenizer import Tokenizer
-from llmtrain.schema.task import TaskConfig
-from llmtrain.task.base import Examples, TaskKind
+from llmtrain.schema.task import QuestionAnsweringTask, TaskConfig
+from llmtrain.task.base import Examples, TaskKind, nothing_to_ask
 from llmtrain.task.files import task_paths
 from llmtrain.utils.errors import DataError
 from llmtrain.utils.io import file_sha256
 from llmtrain.utils.seed import Permutation
 
+UNKNOWN_SHARE = 0.05
+"""Share of unknown tokens in the examples above which there is a warning."""
 
-def read_examples(kind: TaskKind, config: TaskConfig, seed: int) -> tuple[TaskConfig, Examples, Examples]:
+
+def read_examples(
+    kind: TaskKind, config: TaskConfig, seed: int, poll: Poll = nothing_to_ask
+) -> tuple[TaskConfig, Examples, Examples]:
     """The config with labels resolved, examples to train and examples to validate on.
 
-    Without validation files a share of the training examples, drawn by seed, is held out.
+    Without validation files a share of the training examples, drawn by seed, is held out. `poll` is called
+    often and may raise to give up.
     """
-    training = kind.read(config, task_paths(config, config.paths, "task.paths"), labelled=True)
+    training = kind.read(config, task_paths(config, config.paths, "task.paths"), labelled=True, poll=poll)
     if not training.items:
         raise DataError("there are no examples to train on", "task.paths", "give files with examples")
     config = kind.resolve(config, training)
     if config.validation_paths:
         paths = task_paths(config, config.validation_paths, "task.validation_paths")
-        return config, training, kind.read(config, paths, labelled=True)
+        return config, training, kind.read(config, paths, labelled=True, poll=poll)
     num = len(training.items)
     held_out = min(int(num * config.validation_fraction), num - 1)
     order = Permutation(num, seed, "validation examples")(np.arange(num))
@@ -36,6 +44,30 @@ def read_examples(kind: TaskKind, config: TaskConfig, seed: int) -> tuple[TaskCo
     validation = Examples([item for i, item in enumerate(training.items) if i in chosen])
     training.items = [item for i, item in enumerate(training.items) if i not in chosen]
     return config, training, validation
+
+
+def cut_texts(config: TaskConfig, samples: Sequence[Sample], which: str = "") -> list[str]:
+    """A warning where examples (`which` of them) were too long: how many, and how long the longest was."""
+    cut = [sample for sample in samples if sample.cut]
+    if not cut:
+        return []
+    if isinstance(config, QuestionAnsweringTask):
+        longest = config.max_question_length + max(sample.cut for sample in cut)
+        what, setting = "questions", f"task.max_question_length={config.max_question_length}"
+    else:
+        longest = max(len(sample.ids) + sample.cut for sample in cut)
+        what, setting = "examples", f"train.sequence_length={max(len(sample.ids) for sample in cut)}"
+    return [f"{len(cut):,} {which}{what} were cut to {setting}, the longest has {longest:,} tokens"]
+
+
+def unknown_share(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[str]:
+    """A warning where the tokenizer does not know much of the examples, as with another script."""
+    total = sum(len(sample.ids) for sample in samples)
+    unknown = sum(int((sample.ids == tokenizer.unknown_id).sum()) for sample in samples)
+    if tokenizer.unknown_id is None or unknown <= UNKNOWN_SHARE * total:
+        return []
+    share = f"{100 * unknown / total:.1f} %"
+    return [f"{share} of the tokens are unknown to the tokenizer of the model: was it made for other text?"]
 
 
 def examples_identity(config: TaskConfig, tokenizer: Tokenizer) -> dict[str, str]:

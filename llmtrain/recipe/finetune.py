@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from llmtrain.data.examples import ExampleRows
+from llmtrain.data.fill import Poll
 from llmtrain.data.samples import Sample
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.hooks import Evaluation, Evaluator
-from llmtrain.engine.step import Autocast
 from llmtrain.metrics.summary import task_commands, typed_path
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.initialise import initialise
+from llmtrain.parallel.layout import Layout
 from llmtrain.recipe.checkpointed import CARRIED, Pretrained, open_pretrained, start_from
 from llmtrain.recipe.context import Context
-from llmtrain.recipe.examples import examples_identity, read_examples
-from llmtrain.recipe.resolve import micro_batch_size
+from llmtrain.recipe.data import stopped_together
+from llmtrain.recipe.examples import cut_texts, examples_identity, read_examples, unknown_share
+from llmtrain.recipe.resolve import micro_batch_size, resolve_layout
 from llmtrain.recipe.scoring import TaskData, measure, print_tables, score, write_predictions
 from llmtrain.recipe.terminal import make_console
 from llmtrain.recipe.training import Work, check_same_data, train
 from llmtrain.schema.model import ModelConfig, TransformerConfig
+from llmtrain.schema.parallel import Degrees
 from llmtrain.schema.roots import FinetuneConfig
-from llmtrain.schema.task import ClassificationTask, Target, TaskConfig
-from llmtrain.task.base import Examples, ScoreTable, Task, TaskKind
+from llmtrain.schema.task import TaskConfig
+from llmtrain.task.base import Examples, Prediction, ScoreTable, Task, TaskKind
 from llmtrain.utils import dist
 from llmtrain.utils.errors import ConfigError
-from llmtrain.utils.io import read_json, write_json
+from llmtrain.utils.io import read_json, read_json_lines, write_json
 from llmtrain.utils.run_directory import RunDirectory
-
-UNKNOWN_SHARE = 0.01
-"""Share of unknown tokens in the examples from which there is a warning."""
-
-FAR = 20.0
-"""Mean or deviation of the numbers to learn from which there is a warning: a model starts at about 0."""
 
 
 def finetune(config: FinetuneConfig, context: Context) -> int:
@@ -60,9 +56,13 @@ def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> W
     config.model = adapted_model(pretrained.model, config)
     length = config.train.sequence_length
     kind: TaskKind = context.builders[type(config.task)]
-    config.task, training, validation = read_examples(kind, config.task, config.run.seed)
-    task = kind.build(config.task, config.model.causal)
-    samples = task.encode(training.items, pretrained.tokenizer, length)
+    poll = context.stop.poll
+    degrees = resolve_layout(config, dist.world_size(), config.model, length)
+    with stopped_together(context):
+        config.task, training, validation = read_examples(kind, config.task, config.run.seed, poll)
+        task = kind.build(config.task, config.model.causal)
+        samples = task.encode(training.items, pretrained.tokenizer, length, poll)
+        to_validate = validation_data(config, degrees, task, validation, pretrained.tokenizer, poll)
     rows = ExampleRows(
         samples,
         task.batch,
@@ -70,8 +70,9 @@ def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> W
         batch_size=config.train.batch_size,
         pad_id=pretrained.tokenizer.fill_id,
         seed=config.run.seed,
+        multiple=degrees.tp,
+        one_length=degrees.pp > 1,
     )
-    to_validate = validation_data(config, task, validation, pretrained.tokenizer)
     run = context.directory
     return Work(
         verb="finetune",
@@ -80,14 +81,15 @@ def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> W
         objective=task,
         rows=rows,
         mean_length=float(rows.lengths.mean()),
-        first_weights=lambda model: first_weights(model, pretrained, config),
+        first_weights=lambda model, names: first_weights(model, names, pretrained, config),
         evaluator=task_evaluator(config, task, to_validate, run),
         identity=identity,
-        data_line=data_line(training, validation, rows.lengths, length),
+        data_line=data_line(config.task, training, validation, samples),
         metric=config.task.metric if to_validate is not None else "loss",
         warnings=[
             *skipped("training", training),
             *skipped("validation", validation),
+            *(cut_texts(config.task, to_validate.samples, "validation ") if to_validate else []),
             *unknown_share(samples, pretrained.tokenizer),
             *doubts(config.task, training, validation),
         ],
@@ -117,41 +119,47 @@ def adapted_model(model: ModelConfig, config: FinetuneConfig) -> ModelConfig:
 
 
 def validation_data(
-    config: FinetuneConfig, task: Task, validation: Examples, tokenizer: Tokenizer
+    config: FinetuneConfig,
+    degrees: Degrees,
+    task: Task,
+    validation: Examples,
+    tokenizer: Tokenizer,
+    poll: Poll,
 ) -> TaskData | None:
     """The validation examples, encoded; None where there are none."""
     if not validation.items:
         return None
-    return TaskData.make(
-        task, validation.items, tokenizer, config.train.sequence_length, evaluation_batch_size(config)
-    )
+    length, size = config.train.sequence_length, evaluation_batch_size(config, degrees)
+    return TaskData.make(task, validation.items, tokenizer, length, size, poll, degrees.tp)
 
 
-def evaluation_batch_size(config: FinetuneConfig) -> int:
+def evaluation_batch_size(config: FinetuneConfig, degrees: Degrees) -> int:
     """Examples that one process evaluates at once."""
-    return config.eval.batch_size or micro_batch_size(config.train, dist.world_size())
+    return config.eval.batch_size or micro_batch_size(config.train, config.parallel, degrees)
 
 
-def first_weights(model: Assembled, pretrained: Pretrained, config: FinetuneConfig) -> list[str]:
+def first_weights(
+    model: Assembled, names: Set[str], pretrained: Pretrained, config: FinetuneConfig
+) -> list[str]:
     """Pretrained weights under a new head, or new weights everywhere; returns what the user should know."""
     initialise(model, config.run.seed)
     if config.reinitialise:
         return [f"all weights are drawn anew: of {pretrained.path.name} only shape and tokenizer are used"]
-    return start_from(pretrained, model, CARRIED)
+    return start_from(pretrained, model, names, CARRIED)
 
 
 def task_evaluator(
     config: FinetuneConfig, task: Task, data: TaskData | None, run: RunDirectory
-) -> Callable[[Assembled, torch.device, Autocast], Evaluator | None]:
+) -> Callable[[Layout], Evaluator | None]:
     """Maker of the evaluation on the validation examples; the best predictions and tables are kept."""
 
-    def make(model: Assembled, device: torch.device, autocast: Autocast) -> Evaluator | None:
+    def make(layout: Layout) -> Evaluator | None:
         if data is None:
             return None
-        size = evaluation_batch_size(config)
+        size = evaluation_batch_size(config, layout.mesh.degrees)
 
         def evaluate_task(stopped: Callable[[], bool]) -> Evaluation | None:
-            found = measure(task, model, data, device, autocast, size, stopped)
+            found = measure(task, layout, data, size, stopped)
             if found is None:
                 return None
             scored = score(task, *found, data)
@@ -170,23 +178,43 @@ def task_evaluator(
 
 
 def show_scores(run: RunDirectory, summary: dict[str, Any]) -> None:
-    """Print the tables of the best evaluation, and where its predictions are."""
+    """Print the tables of the best evaluation, where its predictions are, and what is odd about them."""
     if run.scores.exists() and summary["best_step"] is not None:
         console = make_console()
         text = f"\nbest evaluation, step {summary['best_step']:,}; predictions: {typed_path(run.predictions)}"
         console.print(text, markup=False, soft_wrap=True)
         print_tables(console, [ScoreTable(**table) for table in read_json(run.scores)["tables"]])
+        if answer := only_answer(read_json_lines(run.predictions)):
+            hint = f"all predictions are {answer}: train longer (train.epochs), or with another optim.lr"
+            console.print(f"\nhint: {hint}", markup=False, soft_wrap=True)
 
 
-def data_line(training: Examples, validation: Examples, lengths: np.ndarray[Any, Any], limit: int) -> str:
-    """What there is to learn from; long examples may have been taken apart."""
-    cut, num = int((lengths >= limit).sum()), len(training.items)
+def only_answer(predictions: Sequence[Prediction]) -> str | None:
+    """The label, set of labels or tag that a model gives to everything, though not everything has it."""
+    said: set[str] = set()
+    true: set[str] = set()
+    for one in predictions:
+        if "tags" in one:
+            said.update(one["tags"])
+            true.update(one["expected"])
+        elif "labels" in one:
+            said.add(", ".join(sorted(one["labels"])) or "without a label")
+            true.add(", ".join(sorted(one["expected"])) or "without a label")
+        elif "label" in one:
+            said.add(one["label"])
+            true.add(one["expected"])
+    return said.pop() if len(said) == 1 and true - said else None
+
+
+def data_line(config: TaskConfig, training: Examples, validation: Examples, samples: Sequence[Sample]) -> str:
+    """What there is to learn from; long examples may have been taken apart, or cut."""
+    num, lengths = len(training.items), np.array([len(sample.ids) for sample in samples])
     parts = f" ({len(lengths):,} parts)" if len(lengths) != num else ""
-    return (
+    told = (
         f"{num:,} examples{parts} to train on, {len(validation.items):,} to validate; "
         f"{lengths.mean():.1f} tokens on average, {lengths.max()} at most"
-        + (f", {cut:,} fill or exceed the limit" if cut else "")
     )
+    return "; ".join([told, *cut_texts(config, samples)])
 
 
 def skipped(name: str, examples: Examples) -> list[str]:
@@ -199,28 +227,7 @@ def skipped(name: str, examples: Examples) -> list[str]:
 
 def doubts(config: TaskConfig, training: Examples, validation: Examples) -> list[str]:
     """Warnings about what can be done, but hardly as it was meant."""
-    warnings = []
-    if not validation.items and config.validation_fraction:
-        what = (
-            f"task.validation_fraction={config.validation_fraction} of {len(training.items)} examples is none"
-        )
-        warnings.append(f"{what}: there will be no scores; give task.validation_paths or a greater share")
-    if isinstance(config, ClassificationTask) and config.target is Target.number:
-        numbers = np.array([example.label for example in training.items], np.float64)
-        mean, deviation = numbers.mean(), numbers.std()
-        if max(abs(mean), deviation) > FAR:
-            what = f"the numbers to learn have mean {mean:,.4g} and deviation {deviation:,.4g}"
-            warnings.append(
-                f"{what}: a model that starts at 0 learns them slowly, scale them to about 0 and 1"
-            )
-    return warnings
-
-
-def unknown_share(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[str]:
-    """A warning where the tokenizer does not know much of the examples, as with another script."""
-    total = sum(len(sample.ids) for sample in samples)
-    unknown = sum(int((sample.ids == tokenizer.unknown_id).sum()) for sample in samples)
-    if tokenizer.unknown_id is None or unknown < UNKNOWN_SHARE * total:
+    if validation.items or not config.validation_fraction:
         return []
-    share = f"{100 * unknown / total:.1f} %"
-    return [f"{share} of the tokens are unknown to the tokenizer of init_from: was it made for other text?"]
+    what = f"task.validation_fraction={config.validation_fraction} of {len(training.items)} examples is none"
+    return [f"{what}: there will be no scores; give task.validation_paths or a greater share"]

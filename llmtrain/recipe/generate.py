@@ -6,8 +6,8 @@ import sys
 
 from rich.console import Console
 
-from llmtrain.engine.step import autocast
 from llmtrain.generate.text import generate_tokens
+from llmtrain.parallel.layout import autocast
 from llmtrain.recipe.checkpointed import open_checkpoint
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.resolve import resolve_precision
@@ -40,7 +40,7 @@ def generate(config: GenerateConfig, context: Context) -> int:
         end_id=loaded.tokenizer.end_id,
         max_positions=loaded.model_config.max_positions,
         device=device,
-        autocast=autocast(device, precision.value),
+        autocast=lambda: autocast(device, precision.value),
         poll=context.stop.poll,
     )
     console = Console(highlight=False)

@@ -11,13 +11,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmtrain.engine.step import autocast
+from llmtrain.data.lines import require_file
+from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.metrics.summary import typed_path
+from llmtrain.parallel.layout import Replicated
+from llmtrain.parallel.mesh import Mesh
 from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
 from llmtrain.recipe.context import Context
+from llmtrain.recipe.examples import cut_texts, unknown_share
 from llmtrain.recipe.resolve import resolve_precision
 from llmtrain.recipe.scoring import TaskData, measure, write_predictions
 from llmtrain.schema.load import dump
+from llmtrain.schema.parallel import Degrees
 from llmtrain.schema.roots import FinetuneConfig, PredictConfig
 from llmtrain.schema.task import QuestionAnsweringTask, TaskConfig
 from llmtrain.task.base import Task, TaskKind
@@ -42,20 +47,19 @@ def predict(config: PredictConfig, context: Context) -> int:
     kind: TaskKind = context.builders[type(trained.task)]
     questions = isinstance(trained.task, QuestionAnsweringTask)
     with input_file(config.input, ".jsonl" if questions else ".txt") as path, as_trained(trained.task):
-        examples = kind.read(trained.task, [path], labelled=False)
+        examples = kind.read(trained.task, [path], labelled=False, poll=context.stop.poll)
     for line in examples.skipped:
         print(f"warning: left out: {line}", file=sys.stderr)
     if not examples.items:
         raise DataError("there is nothing to predict", config.input, "give a file with examples")
     length, size = trained.train.sequence_length, config.batch_size
-    data = TaskData.make(task, examples.items, loaded.tokenizer, length, size)
+    data = TaskData.make(task, examples.items, loaded.tokenizer, length, size, context.stop.poll)
+    warn(trained.task, data, loaded.tokenizer)
     precision = resolve_precision(config.precision, device)
     found = measure(
         task,
-        loaded.model,
+        Replicated(loaded.model, Mesh.here(Degrees(), device), precision.value),
         data,
-        device,
-        autocast(device, precision.value),
         size,
         lambda: bool(context.stop.exit_code),
     )
@@ -69,6 +73,12 @@ def predict(config: PredictConfig, context: Context) -> int:
         for prediction in predictions:
             print(json.dumps(prediction, ensure_ascii=False))
     return 0
+
+
+def warn(config: TaskConfig, data: TaskData, tokenizer: Tokenizer) -> None:
+    """Say on standard error what of the examples the model does not get to see."""
+    for line in [*cut_texts(config, data.samples), *unknown_share(data.samples, tokenizer)]:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def require_task(loaded: Checkpointed) -> tuple[Task, FinetuneConfig]:
@@ -103,9 +113,13 @@ def output_file(name: str | None) -> Path | None:
 
 @contextlib.contextmanager
 def input_file(name: str, ending: str = ".txt") -> Iterator[Path]:
-    """The file with the examples; what comes from standard input is taken to be of the kind of `ending`."""
+    """The file with the examples; what comes from standard input is taken to be of the kind of `ending`.
+
+    Raises:
+        DataError: there is no such file.
+    """
     if name != "-":
-        yield Path(name).expanduser()
+        yield require_file(name, "input")
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"stdin{ending}"

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
-import torch
-
 from llmtrain.data.loader import Rows, evaluation_batches
+from llmtrain.data.pairs import PairRows
 from llmtrain.data.prepare import Prepared
+from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.evaluate import evaluate
 from llmtrain.engine.hooks import Evaluation, Evaluator
-from llmtrain.engine.step import Autocast
 from llmtrain.metrics.summary import text_commands
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.initialise import initialise
 from llmtrain.objective.build import Objective, build_objective
-from llmtrain.recipe.checkpointed import open_pretrained, start_from
+from llmtrain.parallel.layout import Layout
+from llmtrain.recipe.checkpointed import compare_tokenizers, open_pretrained, start_from
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data
 from llmtrain.recipe.resolve import micro_batch_size, resolve_model
 from llmtrain.recipe.training import Work, check_same_data, train
 from llmtrain.schema.roots import PretrainConfig
-from llmtrain.utils import dist
 
 
 def pretrain(config: PretrainConfig, context: Context) -> int:
@@ -53,13 +52,18 @@ def text_work(config: PretrainConfig, context: Context, found: Path | None) -> W
         objective=objective,
         rows=rows,
         mean_length=length,
-        first_weights=lambda model: first_weights(model, config, context),
+        first_weights=lambda model, names: first_weights(model, names, config, prepared.tokenizer, context),
         evaluator=text_evaluator(config, objective, validation),
         identity=prepared.identity(),
         data_line=data_line(prepared),
-        warnings=list(prepared.report.warnings),
+        warnings=[*prepared.report.warnings, *notes(validation)],
         next_commands=lambda path: text_commands(path, config.model.causal),
     )
+
+
+def notes(validation: Rows | None) -> list[str]:
+    """What the user should know of the rows to validate on."""
+    return [validation.note] if isinstance(validation, PairRows) and validation.note else []
 
 
 def data_line(prepared: Prepared) -> str:
@@ -71,29 +75,34 @@ def data_line(prepared: Prepared) -> str:
     )
 
 
-def first_weights(model: Assembled, config: PretrainConfig, context: Context) -> list[str]:
+def first_weights(
+    model: Assembled, names: Set[str], config: PretrainConfig, tokenizer: Tokenizer, context: Context
+) -> list[str]:
     """Weights to start from: drawn anew, or those of `init_from`; returns what the user should know."""
     initialise(model, config.run.seed)
     if config.init_from is None:
         return []
-    return start_from(open_pretrained(config.init_from, context), model)
+    pretrained = open_pretrained(config.init_from, context)
+    return [*compare_tokenizers(pretrained, tokenizer), *start_from(pretrained, model, names)]
 
 
 def text_evaluator(
     config: PretrainConfig, objective: Objective, validation: Rows | None
-) -> Callable[[Assembled, torch.device, Autocast], Evaluator | None]:
+) -> Callable[[Layout], Evaluator | None]:
     """Maker of the evaluation on the validation text."""
 
-    def make(model: Assembled, device: torch.device, autocast: Autocast) -> Evaluator | None:
+    def make(layout: Layout) -> Evaluator | None:
         if validation is None:
             return None
-        size = config.eval.batch_size or micro_batch_size(config.train, dist.world_size())
+        size = config.eval.batch_size or micro_batch_size(config.train, config.parallel, layout.mesh.degrees)
+
+        mesh = layout.mesh
 
         def evaluate_text(stopped: Callable[[], bool]) -> Evaluation | None:
             batches = evaluation_batches(
-                validation, size, dist.rank(), dist.world_size(), config.eval.max_tokens
+                validation, size, mesh.data_rank, mesh.degrees.data, config.eval.max_tokens
             )
-            measured = evaluate(model, objective, batches, device, autocast, stopped)
+            measured = evaluate(layout, objective, batches, stopped)
             return None if measured is None else Evaluation(measured.stats, measured.counts)
 
         return evaluate_text

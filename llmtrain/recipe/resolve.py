@@ -8,8 +8,12 @@ import shutil
 
 import torch
 
+from llmtrain.model.assembled import Assembled
 from llmtrain.schema.fields import Compile, Precision, TrainConfig
+from llmtrain.schema.layout import layout_problems
 from llmtrain.schema.model import ModelConfig
+from llmtrain.schema.parallel import Degrees, ParallelConfig, microbatch_rows, resolve_degrees
+from llmtrain.schema.roots import TrainingConfig
 from llmtrain.utils.device import default_precision
 from llmtrain.utils.errors import ConfigError
 
@@ -35,22 +39,49 @@ def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:
     return dataclasses.replace(model, vocab_size=model.vocab_size or vocab_size)
 
 
-def micro_batch_size(train: TrainConfig, data_parallel: int) -> int:
-    """Rows of a microbatch on one process.
+def resolve_layout(config: TrainingConfig, world: int, model: ModelConfig, sequence_length: int) -> Degrees:
+    """The degrees of parallelism for a number of processes.
 
     Raises:
-        ConfigError: the batch cannot be shared out evenly.
+        ConfigError: with everything in the layout that does not go with the processes, the model, the batch
+            or the rows.
     """
-    micro = train.micro_batch_size or train.batch_size // data_parallel
-    if micro == 0 or train.batch_size % (micro * data_parallel):
+    problems = layout_problems(config, world, model, sequence_length)
+    if problems:
+        raise ConfigError(problems)
+    return resolve_degrees(config.parallel, world)[0]
+
+
+def head_in_blocks(model: Assembled, labelled_share: float) -> float:
+    """What the head costs, in blocks; balances a pipeline.
+
+    Args:
+        model: whole.
+        labelled_share: labels for each token.
+    """
+    weights = sum(parameter.numel() for parameter in model.backbone.blocks.parameters())
+    block = 6 * weights / max(1, len(model.backbone.blocks))
+    return labelled_share * model.head.flops_per_label() / max(1.0, block)
+
+
+def micro_batch_size(train: TrainConfig, parallel: ParallelConfig, degrees: Degrees) -> int:
+    """Rows that a process takes through the model at once; see `microbatch_rows`.
+
+    Raises:
+        ConfigError: the batch cannot be shared out evenly, or has too few rows to keep a pipeline busy.
+    """
+    rows = microbatch_rows(train, parallel, degrees)
+    if rows is None:
+        micro = f" in microbatches of {train.micro_batch_size}" if train.micro_batch_size else ""
+        stages = f", which need {degrees.pp} or more of them" if degrees.pp > 1 else ""
+        stages = stages.replace("or more", "or a multiple") if parallel.schedule.interleaves else stages
         fitting = [size for size in range(1, train.batch_size + 1) if train.batch_size % size == 0]
         raise ConfigError(
-            f"a batch of {train.batch_size} rows cannot be shared by {data_parallel} processes in "
-            f"microbatches of {max(micro, 1)}",
+            f"a batch of {train.batch_size} rows cannot be shared by {degrees.data} processes{micro}{stages}",
             "train.batch_size, train.micro_batch_size, launch.num_processes",
             f"processes x micro batch must divide the batch: {', '.join(map(str, fitting))}",
         )
-    return micro
+    return rows
 
 
 def total_steps(train: TrainConfig, rows_per_epoch: int) -> int:

@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from llmtrain.data.examples import ExampleRows
+from llmtrain.data.fill import Poll
 from llmtrain.data.loader import evaluation_batches
 from llmtrain.data.samples import Sample
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.evaluate import Measured, evaluate
-from llmtrain.engine.step import Autocast
-from llmtrain.model.assembled import Assembled
-from llmtrain.task.base import Prediction, ScoreTable, Task
-from llmtrain.utils import dist
+from llmtrain.parallel.layout import Layout
+from llmtrain.task.base import Prediction, ScoreTable, Task, nothing_to_ask
 from llmtrain.utils.io import atomic_write
 
 
@@ -40,10 +38,27 @@ class TaskData:
 
     @classmethod
     def make(
-        cls, task: Task, examples: Sequence[Any], tokenizer: Tokenizer, length: int, batch_size: int
+        cls,
+        task: Task,
+        examples: Sequence[Any],
+        tokenizer: Tokenizer,
+        length: int,
+        batch_size: int,
+        poll: Poll = nothing_to_ask,
+        multiple: int = 1,
     ) -> TaskData:
-        """Encode examples to be looked at in order of length."""
-        samples = task.encode(examples, tokenizer, length)
+        """Encode examples to be looked at in order of length.
+
+        Args:
+            task: knows how.
+            examples: as they were read.
+            tokenizer: of the model.
+            length: longest row.
+            batch_size: rows looked at together.
+            poll: may raise to give up.
+            multiple: see `ExampleRows`.
+        """
+        samples = task.encode(examples, tokenizer, length, poll)
         rows = ExampleRows(
             samples,
             task.batch,
@@ -52,6 +67,7 @@ class TaskData:
             pad_id=tokenizer.fill_id,
             seed=0,
             shuffle=False,
+            multiple=multiple,
         )
         return cls(examples, samples, rows)
 
@@ -68,16 +84,15 @@ class Scored:
 
 def measure(
     task: Task,
-    model: Assembled,
+    layout: Layout,
     data: TaskData,
-    device: torch.device,
-    autocast: Autocast,
     batch_size: int,
     stopped: Callable[[], bool],
 ) -> tuple[Measured, list[Prediction]] | None:
     """Loss and predictions. Collective; every process gets all predictions. None where it was stopped."""
-    batches = evaluation_batches(data.rows, batch_size, dist.rank(), dist.world_size())
-    measured = evaluate(model, task, batches, device, autocast, stopped, task.output)
+    mesh = layout.mesh
+    batches = evaluation_batches(data.rows, batch_size, mesh.data_rank, mesh.degrees.data)
+    measured = evaluate(layout, task, batches, stopped, task.output)
     if measured is None:
         return None
     assert measured.outputs is not None

@@ -15,7 +15,6 @@ from rich.table import Table
 from llmtrain.data.prepare import Progress
 from llmtrain.metrics.sinks import ConsoleLines, JsonLines, LivePanel, Sink
 from llmtrain.metrics.summary import summary_rows, typed_path
-from llmtrain.model.assembled import Assembled
 from llmtrain.schema.fields import Panel
 from llmtrain.schema.roots import FinetuneConfig, TrainingConfig
 from llmtrain.utils import dist
@@ -96,7 +95,7 @@ def announce(
     data_line: str,
     weights: list[str],
     warnings: list[str],
-    model: Assembled,
+    num_parameters: int,
     steps: int,
     state: dict[str, Any] | None,
 ) -> None:
@@ -104,8 +103,7 @@ def announce(
     train = config.train
     lines = [
         f"data       {data_line}",
-        f"model      {model.num_parameters():,} parameters, {config.precision.value}, "
-        f"compile {config.compile.value}",
+        f"model      {num_parameters:,} parameters, {config.precision.value}, compile {config.compile.value}",
         f"training   {steps:,} steps of {train.batch_size} x {train.sequence_length} tokens at most "
         f"on {dist.world_size()} process(es)",
     ]

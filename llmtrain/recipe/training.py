@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Set
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,27 @@ from llmtrain.data.loader import Loader, Rows
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.engine import Engine, Hook
 from llmtrain.engine.hooks import CheckpointHook, EvaluateHook, Evaluator, LogHook
-from llmtrain.engine.step import Autocast, PlainStep
+from llmtrain.engine.step import Step
 from llmtrain.metrics.sinks import Sink
 from llmtrain.metrics.throughput import Throughput
 from llmtrain.model.assembled import Assembled
-from llmtrain.model.build import build_model, materialise
+from llmtrain.model.build import build_model
 from llmtrain.model.compile import compile_blocks
 from llmtrain.objective.build import Objective
-from llmtrain.optim.optimizer import build_optimizer, freeze
+from llmtrain.optim.optimizer import build_optimizer, freeze, frozen_names
 from llmtrain.optim.schedule import Schedule
-from llmtrain.parallel.data import Replicated
+from llmtrain.parallel.apply import lay_out
+from llmtrain.parallel.layout import Layout
+from llmtrain.parallel.mesh import Mesh
 from llmtrain.recipe.context import Context
-from llmtrain.recipe.resolve import micro_batch_size, resolve_compile, resolve_precision, total_steps
+from llmtrain.recipe.resolve import (
+    head_in_blocks,
+    micro_batch_size,
+    resolve_compile,
+    resolve_layout,
+    resolve_precision,
+    total_steps,
+)
 from llmtrain.recipe.terminal import announce, open_sinks, print_summary
 from llmtrain.schema.fields import Compile
 from llmtrain.schema.model import ModelConfig
@@ -51,8 +60,10 @@ class Work:
         objective: what is learned.
         rows: what is learned from.
         mean_length: real tokens in a row, about.
-        first_weights: fills the parameters of a new run; what it returns is told to the user.
-        evaluator: makes the evaluation of a model, or gives None where there is nothing to validate on.
+        first_weights: fills the parameters of a new run, given the part of the model that is here and the
+            names of all parameters; what it returns is told to the user.
+        evaluator: makes the evaluation of a model in its layout, or gives None where there is nothing to
+            validate on.
         identity: hashes of the data; a run goes on with the same data only.
         data_line: says in one line what there is to learn from.
         metric: score by which the best checkpoint is chosen.
@@ -67,8 +78,8 @@ class Work:
     objective: Objective
     rows: Rows
     mean_length: float
-    first_weights: Callable[[Assembled], list[str]]
-    evaluator: Callable[[Assembled, torch.device, Autocast], Evaluator | None]
+    first_weights: Callable[[Assembled, Set[str]], list[str]]
+    evaluator: Callable[[Layout], Evaluator | None]
     identity: Mapping[str, str | None]
     data_line: str
     metric: str = "loss"
@@ -88,19 +99,22 @@ def train(config: TrainingConfig, context: Context, make_work: MakeWork) -> int:
     Returns:
         exit code: 0, or that of the signal that stopped the run.
     """
-    engine, model, work = set_up(config, context, make_work)
+    engine, work, num_parameters = set_up(config, context, make_work)
     try:
         exit_code = engine.fit()
     finally:
         engine.close()
-    finish(config, context, engine, model, work, exit_code)
+    finish(config, context, engine, work, num_parameters, exit_code)
     return exit_code
 
 
-def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tuple[Engine, Assembled, Work]:
-    """Prepare the data, build the model, restore or initialise it: all that comes before the first step."""
+def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tuple[Engine, Work, int]:
+    """Prepare the data, build the model, restore or initialise it: all that comes before the first step.
+
+    Returns:
+        the engine, its work, and the number of parameters of the whole model.
+    """
     device = pick_device(config.launch.device.value)
-    micro = micro_batch_size(config.train, dist.world_size())
     notes: list[dict[str, Any]] = []
     store = CheckpointStore(
         context.directory.checkpoints,
@@ -109,36 +123,36 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
     )
     found = store.find()
     work = make_work(config, context, found)
+    length = config.train.sequence_length
+    mesh = Mesh.here(resolve_layout(config, dist.world_size(), work.model, length), device)
+    micro = micro_batch_size(config.train, config.parallel, mesh.degrees)
     steps = total_steps(config.train, work.rows.rows_per_epoch)
     model = build_model(work.model, work.objective.build_head, context.builders)
     flops = model.flops_per_token(round(work.mean_length), work.objective.labelled_share)
     decide(config, context, work, device, flops * steps * config.train.batch_size * work.mean_length)
-    materialise(model, device)
-    freeze(model, config.optim.freeze)
-    optimizer = build_optimizer(config.optim, model, context.builders)
-
-    state = None
-    if found is not None:
-        state = store.load(found, training_tensors(model, optimizer))
-    weights = work.first_weights(model) if state is None else []
-    sinks = open_sinks(context.directory, config, state)
-    announce(sinks, notes, config, work.data_line, weights, work.warnings, model, steps, state)
+    num_parameters, names = model.num_parameters(), {name for name, _ in model.named_parameters()}
+    num_blocks = len(model.backbone.blocks)
+    frozen = frozen_names(model, config.optim.freeze)
     if config.compile is Compile.always:
         compile_blocks(model)
-    step = PlainStep(
-        Replicated(model, device),
-        optimizer,
-        work.objective,
-        device=device,
-        precision=config.precision.value,
-        clip_norm=config.optim.clip_norm,
-        seed=config.run.seed,
-    )
-    if dist.world_size() > 1:
-        step.settle(work.rows.collate([work.rows.filler()] * micro))
-    throughput = Throughput(flops, lambda: all_peak_flops(device, step.precision))
-    hooks = make_hooks(config, work, model, step, store)
-    return assemble(config, context, work.rows, step, throughput, steps, state, sinks, hooks), model, work
+    head_share = head_in_blocks(model, work.objective.labelled_share)
+    layout = lay_out(model, mesh, config.parallel, config.precision.value, head_share)
+    freeze(model, frozen)
+    optimizer = build_optimizer(config.optim, model, context.builders, num_blocks)
+
+    state, tensors = None, training_tensors(layout.parameters, optimizer)
+    if found is not None:
+        state = store.load(found, tensors)
+    weights = work.first_weights(model, names) if state is None else []
+    sinks = open_sinks(context.directory, config, state)
+    announce(sinks, notes, config, work.data_line, weights, work.warnings, num_parameters, steps, state)
+    layout.start()
+    step = Step(layout, optimizer, work.objective, clip_norm=config.optim.clip_norm, seed=config.run.seed)
+    step.settle(work.rows.collate([work.rows.filler()] * micro))
+    throughput = Throughput(flops, lambda: all_peak_flops(device, layout.precision))
+    hooks = make_hooks(config, work, layout, tensors, store)
+    engine = assemble(config, context, work.rows, step, micro, throughput, steps, state, sinks, hooks)
+    return engine, work, num_parameters
 
 
 def decide(config: TrainingConfig, context: Context, work: Work, device: torch.device, flops: float) -> None:
@@ -166,11 +180,15 @@ def check_same_data(checkpoint: Path, now: Mapping[str, str | None]) -> None:
 
 
 def make_hooks(
-    config: TrainingConfig, work: Work, model: Assembled, step: PlainStep, store: CheckpointStore
+    config: TrainingConfig,
+    work: Work,
+    layout: Layout,
+    tensors: dict[str, torch.Tensor],
+    store: CheckpointStore,
 ) -> list[Hook]:
     """Reports, evaluation and checkpoints, in the order in which they follow a step."""
     hooks: list[Hook] = [LogHook(config.log.every)]
-    evaluator = work.evaluator(model, step.device, step.autocast)
+    evaluator = work.evaluator(layout)
     if evaluator is not None:
         every = config.eval.every
         if every is None:
@@ -181,9 +199,9 @@ def make_hooks(
         config.checkpoint.every,
         config.checkpoint.best,
         store,
-        lambda: training_tensors(model, step.optimizer),
-        {"config.yaml": config_text(work.verb, config), "tokenizer.json": work.tokenizer.to_json()},
-        {"layout": {"dp_replicate": dist.world_size()}, "data": dict(work.identity)},
+        tensors,
+        {"config.yaml": config_text(work.verb, config), **work.tokenizer.files()},
+        {"layout": asdict(layout.mesh.degrees), "data": dict(work.identity)},
     )
     return [*hooks, saving]
 
@@ -192,7 +210,8 @@ def assemble(
     config: TrainingConfig,
     context: Context,
     rows: Rows,
-    step: PlainStep,
+    step: Step,
+    micro: int,
     throughput: Throughput,
     steps: int,
     state: dict[str, Any] | None,
@@ -200,15 +219,15 @@ def assemble(
     hooks: list[Hook],
 ) -> Engine:
     """Put the engine together, and set it to where the saved state left off."""
-    train = config.train
+    train, mesh = config.train, step.layout.mesh
     engine = Engine(
         step=step,
         loader=Loader(
             rows,
             batch_size=train.batch_size,
-            micro_batch_size=micro_batch_size(train, dist.world_size()),
-            rank=dist.rank(),
-            world=dist.world_size(),
+            micro_batch_size=micro,
+            rank=mesh.data_rank,
+            world=mesh.degrees.data,
             start_row=state["train"]["row"] if state else 0,
             pin=step.device.type == "cuda",
         ),
@@ -234,7 +253,12 @@ def all_peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def finish(
-    config: TrainingConfig, context: Context, engine: Engine, model: Assembled, work: Work, exit_code: int
+    config: TrainingConfig,
+    context: Context,
+    engine: Engine,
+    work: Work,
+    num_parameters: int,
+    exit_code: int,
 ) -> None:
     """Write `summary.json` and tell the user what was reached and what can be done next."""
     state = engine.state
@@ -257,7 +281,7 @@ def finish(
         f"best_validation_{work.metric}": state.best_score,
         "best_step": state.best_step,
         "bad_steps": state.bad_steps,
-        "parameters": model.num_parameters(),
+        "parameters": num_parameters,
         "peak_memory_bytes": peak_memory,
         "processes": dist.world_size(),
         "precision": config.precision.value,

@@ -102,8 +102,9 @@ class TrainConfig:
     accumulation."""
 
     micro_batch_size: int | None = None
-    """Rows that one process takes through the model at once. Default: its whole share of the batch;
-    smaller values accumulate gradients and need less memory."""
+    """Rows that one process takes through the model at once. Default: its whole share of the batch, and in a
+    pipeline a part of it that keeps all stages busy; smaller values accumulate gradients and need less
+    memory."""
 
     sequence_length: int = 256
     """Tokens in a row; in fine-tuning the longest example, what is longer is cut."""
@@ -120,23 +121,12 @@ class TrainConfig:
 
 
 @dataclass
-class ParallelConfig:
-    """Degrees of parallelism; their product is the number of processes."""
-
-    dp_replicate: int = -1
-    """Data parallel: each process holds the whole model and takes its share of every batch.
-    -1 means all processes."""
-
-    def __post_init__(self) -> None:
-        require(self.dp_replicate == -1 or self.dp_replicate > 0, "dp_replicate", "must be -1 or at least 1")
-
-
-@dataclass
 class LaunchConfig:
     """Processes, devices and threads on this machine; ignored under torchrun, which decides itself."""
 
     num_processes: int | None = None
-    """Worker processes. Default: one per GPU, one on a machine without."""
+    """Worker processes. Default: one per GPU; on a machine without, as many as the given degrees of
+    `parallel` need."""
 
     device: Device = Device.auto
     """Device of the workers. auto takes cuda, then mps (one process), then cpu."""
@@ -145,10 +135,16 @@ class LaunchConfig:
     """CPU threads of each worker. Default: the cores of the machine shared among its workers, or
     OMP_NUM_THREADS where that is set."""
 
+    max_restarts: int = 3
+    """When one of several workers is killed, all start again from the last checkpoint: at most so many times
+    without a new checkpoint in between, 0 never. Errors that a worker tells of end the run: they would come
+    again."""
+
     def __post_init__(self) -> None:
         for key in ("num_processes", "threads"):
             value = getattr(self, key)
             require(value is None or value > 0, key, "must be greater than 0")
+        require(self.max_restarts >= 0, "max_restarts", "must not be negative")
 
 
 @dataclass

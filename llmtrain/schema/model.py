@@ -35,6 +35,11 @@ class Activation(str, Enum):
     swiglu = "swiglu"
     geglu = "geglu"
 
+    @property
+    def gated(self) -> bool:
+        """Whether one projection of the feed-forward layer opens and shuts another."""
+        return self in (Activation.swiglu, Activation.geglu)
+
 
 @dataclass
 class ModelConfig:
@@ -118,6 +123,13 @@ class TransformerConfig(ModelConfig):
             "rotary needs an even head width (dim / num_heads)",
         )
         require(0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
+
+    @property
+    def feed_forward_dim(self) -> int:
+        """Width of the feed-forward layer. Two thirds of 4 x dim keep the number of parameters where a gate
+        takes a third (Shazeer 2020)."""
+        usual = -(-(8 * self.dim // 3) // 64) * 64 if self.activation.gated else 4 * self.dim
+        return self.hidden_dim or usual
 
 
 @dataclass

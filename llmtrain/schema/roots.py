@@ -12,7 +12,6 @@ from llmtrain.schema.fields import (
     EvalConfig,
     LaunchConfig,
     LogConfig,
-    ParallelConfig,
     Precision,
     Resume,
     RunConfig,
@@ -24,6 +23,7 @@ from llmtrain.schema.load import DECIDED
 from llmtrain.schema.model import ModelConfig
 from llmtrain.schema.objective import ObjectiveConfig
 from llmtrain.schema.optim import OptimConfig, ScheduleConfig
+from llmtrain.schema.parallel import ParallelConfig
 from llmtrain.schema.task import TaskConfig
 from llmtrain.schema.tokenizer import TokenizerConfig
 

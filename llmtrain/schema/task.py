@@ -7,6 +7,7 @@ once and stored with the run, so that `predict` needs no data set.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -144,6 +145,14 @@ class ClassificationTask(TaskConfig):
     balance: bool = False
     """Weigh labels by the inverse of their frequency in the training files (mean weight 1)."""
 
+    number_mean: float | None = None
+    """With target=number: what a model learns to give as 0. Default: the mean in the training files."""
+
+    number_scale: float | None = None
+    """With target=number: how far from number_mean is what a model learns to give as 1. Default: the standard
+    deviation in the training files. Predictions and scores are in the unit of the files; `loss` alone is
+    the squared error in this scale, so that 1 is no better than always the mean."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.metric = self.metric or CLASSIFICATION_METRICS[self.target][0]
@@ -156,6 +165,11 @@ class ClassificationTask(TaskConfig):
         plain = self.target is not Target.number
         require(plain or not (self.labels or self.class_weights or self.balance), "target",
                 "number has no labels, class_weights or balance")  # fmt: skip
+        for key in ("number_mean", "number_scale"):
+            value = getattr(self, key)
+            require(value is None or not plain, key, "is for target=number")
+            require(value is None or math.isfinite(value), key, "must be finite")
+        require(self.number_scale is None or self.number_scale > 0, "number_scale", "must be greater than 0")
 
     def metrics(self) -> tuple[str, ...]:
         """Scores that `metric` may name."""

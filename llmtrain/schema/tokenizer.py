@@ -108,4 +108,5 @@ class FileTokenizer(TokenizerConfig):
     """For a `vocab.txt`: lower all letters and drop their accents. A `tokenizer.json` says it itself."""
 
     end_token: str | None = None
-    """Token that ends a document. Default: the first known one of <|endoftext|>, </s>, <eos>, [SEP] ..."""
+    """Token that ends a document. Default: the eos_token of a `tokenizer_config.json` beside the file, else
+    the first known one of <|endoftext|>, </s>, <eos>, [SEP] ..."""

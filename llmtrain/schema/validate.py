@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from llmtrain.schema.data import DataConfig, HuggingFaceData, TextData
+from llmtrain.schema.layout import layout_problems
 from llmtrain.schema.load import suggest
 from llmtrain.schema.model import ModelConfig
 from llmtrain.schema.optim import CosineSchedule, LinearSchedule
+from llmtrain.schema.parallel import count_processes
 from llmtrain.schema.roots import (
     ConvertConfig,
     EvaluateConfig,
@@ -34,7 +36,9 @@ def validate(verb: str, config: Any) -> list[Problem]:
     """
     problems: list[Problem] = []
     if isinstance(config, TrainingConfig):
-        problems += _length(config) + _batch(config) + _processes(config) + _schedule(config)
+        problems += _length(config) + _schedule(config)
+        if not isinstance(config, PrepareConfig):  # it takes one process, here; the training may be elsewhere
+            problems += _layout(config)
     if isinstance(config, FinetuneConfig):
         problems += _finetune(config) + _init_from(verb, config.init_from)
     if isinstance(config, PretrainConfig):
@@ -168,49 +172,11 @@ def _length(config: TrainingConfig) -> list[Problem]:
     ]
 
 
-def _batch(config: TrainingConfig) -> list[Problem]:
-    """The global batch splits into whole micro batches on every process."""
-    train = config.train
-    processes = config.launch.num_processes or 1
-    micro = train.micro_batch_size
-    unit = processes * (micro or 1)
-    if train.batch_size % unit == 0:
-        return []
-    parts = f"launch.num_processes={processes}" if processes > 1 else ""
-    if micro is not None:
-        parts = f"train.micro_batch_size={micro}" + (f" x {parts}" if parts else "")
-    lower, upper = train.batch_size // unit * unit, (train.batch_size // unit + 1) * unit
-    near = f"train.batch_size={lower} or {upper}" if lower else f"train.batch_size={upper}"
-    fix = f"these would work: {near}"
-    if micro is not None and train.batch_size % processes == 0:
-        share = train.batch_size // processes
-        divisors = [size for size in range(1, share + 1) if share % size == 0]
-        fix += "; or train.micro_batch_size=" + " or ".join(map(str, divisors[-4:]))
-    return [
-        Problem(
-            f"train.batch_size={train.batch_size} does not split evenly by {parts}",
-            "train.micro_batch_size" if micro is not None else "launch.num_processes",
-            fix,
-        )
-    ]
-
-
-def _processes(config: TrainingConfig) -> list[Problem]:
-    """The degrees of parallelism multiply to the number of processes."""
-    degree, processes = config.parallel.dp_replicate, config.launch.num_processes
-    problems = []
-    if degree != -1 and processes is not None and degree != processes:
-        problems.append(
-            Problem(
-                f"parallel.dp_replicate={degree} needs {degree} processes, not {processes}",
-                "parallel.dp_replicate",
-                f"give parallel.dp_replicate=-1, or launch.num_processes={degree}",
-            )
-        )
-    if config.launch.device == "mps" and (processes or 1) > 1:
-        fix = "leave launch.num_processes out, or give launch.device=cpu"
-        problems.append(Problem("mps takes one process", "launch.num_processes", fix))
-    return problems
+def _layout(config: TrainingConfig) -> list[Problem]:
+    """The layout goes with the machine, the batch and, where it is known by now, the model."""
+    model = config.model if isinstance(config, PretrainConfig) else None
+    world = count_processes(config.launch, config.parallel)
+    return layout_problems(config, world, model, config.train.sequence_length)
 
 
 def _schedule(config: TrainingConfig) -> list[Problem]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from llmtrain.data.batch import Batch
+from llmtrain.data.fill import Poll
 from llmtrain.data.samples import PackedRow, Sample
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.objective.build import Objective
 from llmtrain.schema.task import TaskConfig
+
+T = TypeVar("T")
+
+BLOCK = 1024
+"""Texts that are encoded at once: some tenths of a second for long ones."""
 
 Prediction = dict[str, Any]
 """What the model says about one example, as plain JSON values; the first keys are the example's own."""
@@ -42,6 +48,25 @@ class ScoreTable:
     rows: list[list[str]]
 
 
+def nothing_to_ask() -> None:
+    """The `Poll` of whom nobody asks to stop."""
+
+
+def in_blocks(encode: Callable[[list[str]], list[T]], texts: Sequence[str], poll: Poll) -> list[T]:
+    """Encode texts some at a time, so that a stop need not wait for all of them.
+
+    Args:
+        encode: of a tokenizer.
+        texts: any number.
+        poll: asked before each block; may raise to give up.
+    """
+    encoded: list[T] = []
+    for start in range(0, len(texts), BLOCK):
+        poll()
+        encoded += encode(list(texts[start : start + BLOCK]))
+    return encoded
+
+
 def plain(value: float) -> float:
     """A number of a prediction without the digits that fp32 does not have."""
     return float(f"{value:.7g}")
@@ -57,8 +82,17 @@ class Task(Objective, Protocol):
     @property
     def config(self) -> TaskConfig: ...
 
-    def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, length: int) -> list[Sample]:
-        """Samples of at most `length` tokens; a long example may give several, in order."""
+    def encode(
+        self, examples: Sequence[Any], tokenizer: Tokenizer, length: int, poll: Poll = nothing_to_ask
+    ) -> list[Sample]:
+        """Samples of at most `length` tokens; a long example may give several, in order.
+
+        Args:
+            examples: as they were read.
+            tokenizer: of the model.
+            length: most tokens of a sample.
+            poll: called often; may raise to give up (a stop signal).
+        """
 
     def batch(self, rows: Sequence[PackedRow], length: int, pad_id: int) -> Batch:
         """Rows (of one sample each, or none) as a batch of `length` tokens a row, with labels where known."""
@@ -87,13 +121,16 @@ class Task(Objective, Protocol):
 class TaskKind(Protocol):
     """What is done before there is a model: reading files and settling what the config left open."""
 
-    def read(self, config: Any, paths: Sequence[Path], labelled: bool) -> Examples:
+    def read(
+        self, config: Any, paths: Sequence[Path], labelled: bool, poll: Poll = nothing_to_ask
+    ) -> Examples:
         """Examples of files.
 
         Args:
             config: the task's.
             paths: they exist.
             labelled: False where labels are not needed (`predict`); a .txt file then has one text a line.
+            poll: called often; may raise to give up (a stop signal).
 
         Raises:
             DataError: a file or an example cannot be read, with file:line.

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from llmtrain.data.batch import IGNORE, Batch
+from llmtrain.data.fill import Poll
 from llmtrain.data.samples import Frame, PackedRow, Sample, pack_batch
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.metrics import scores
 from llmtrain.model.assembled import Backbone
 from llmtrain.model.heads import SampleHead
 from llmtrain.schema.task import ClassificationTask, Pool, Target
-from llmtrain.task.base import Examples, Prediction, ScoreTable, plain
+from llmtrain.task.base import Examples, Prediction, ScoreTable, in_blocks, nothing_to_ask, plain
 from llmtrain.task.files import Faults, Row, format_of, holds_plain_text, read_rows, read_texts
-from llmtrain.task.labels import Example, balanced, check_known, example_of, in_order
+from llmtrain.task.labels import Example, Standard, balanced, check_known, example_of, in_order
 from llmtrain.utils.errors import ConfigError, DataError
 
 LARGEST_MATRIX = 20
@@ -33,7 +34,9 @@ TOO_MANY_LABELS = 100
 class ClassificationKind:
     """Reads examples from columns of files, and settles labels and their weights."""
 
-    def read(self, config: ClassificationTask, paths: Sequence[Path], labelled: bool) -> Examples:
+    def read(
+        self, config: ClassificationTask, paths: Sequence[Path], labelled: bool, poll: Poll = nothing_to_ask
+    ) -> Examples:
         """Examples of TSV, CSV and JSON lines files.
 
         Without labels the column of labels need not be there, .txt files and files without an ending have
@@ -43,7 +46,7 @@ class ClassificationKind:
         Raises:
             DataError: see `TaskKind`; also where labels are known and an example has another one.
         """
-        faults = Faults(config.on_error)
+        faults = Faults(config.on_error, poll)
         known = set(config.labels)
         examples: list[Example] = []
         for path in paths:
@@ -58,14 +61,18 @@ class ClassificationKind:
         return Examples(examples, faults.noted)
 
     def resolve(self, config: ClassificationTask, examples: Examples) -> ClassificationTask:
-        """The config with labels in order (by number where all are numbers) and their weights.
+        """The config with labels in order (by number where all are numbers) and their weights; of numbers
+        to learn, with mean and scale.
 
         Raises:
             DataError: an example has an unknown label, or there is nothing to tell apart.
             ConfigError: there are not as many weights as labels.
         """
         if config.target is Target.number:
-            return config
+            found = Standard.measure([example.label for example in examples.items])
+            mean = found.mean if config.number_mean is None else config.number_mean
+            scale = found.scale if config.number_scale is None else config.number_scale
+            return replace(config, number_mean=mean, number_scale=scale)
         counts = Counter(label for example in examples.items for label in example.labels)
         labels = config.labels or in_order(counts)
         known = set(labels)
@@ -136,7 +143,7 @@ class Classification:
     """Texts and pairs of texts, one sample each.
 
     Args:
-        config: with labels.
+        config: with labels, or with mean and scale (else 0 and 1) of the numbers.
         pool: which hidden state stands for an example.
 
     Attributes:
@@ -151,6 +158,8 @@ class Classification:
         self.config = config
         self.pool = pool
         self._index = {label: i for i, label in enumerate(config.labels)}
+        scale = 1.0 if config.number_scale is None else config.number_scale
+        self._standard = Standard(config.number_mean or 0.0, scale)
         weighted = config.class_weights and config.target is Target.label
         self._denominator = "weight" if weighted else "samples"
 
@@ -164,7 +173,9 @@ class Classification:
         config = self.config
         return SampleHead(backbone, self.num_outputs, self.pool, config.target, config.class_weights)
 
-    def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, length: int) -> list[Sample]:
+    def encode(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, length: int, poll: Poll = nothing_to_ask
+    ) -> list[Sample]:
         """One framed sample for each example; what is too long is cut at its end, the longer of a pair first.
 
         Raises:
@@ -172,10 +183,12 @@ class Classification:
             DataError: a label is not known.
         """
         frame = Frame(tokenizer)
-        texts = tokenizer.encode_batch([example.text for example in examples])
-        pairs = iter(tokenizer.encode_batch([e.pair for e in examples if e.pair is not None]))
+        texts = in_blocks(tokenizer.encode_batch, [example.text for example in examples], poll)
+        others = [example.pair for example in examples if example.pair is not None]
+        pairs = iter(in_blocks(tokenizer.encode_batch, others, poll))
         samples = []
         for number, (example, ids) in enumerate(zip(examples, texts, strict=True)):
+            poll()
             second = None if example.pair is None else next(pairs)
             room = length - frame.overhead(second is not None)
             if room < (1 if second is None else 2):
@@ -184,18 +197,22 @@ class Classification:
                     f"train.sequence_length={length}",
                     "set it to 16 or more",
                 )
+            whole = len(ids) + (0 if second is None else len(second))
             if second is None:
                 ids = ids[:room]
             else:
                 kept = cut_pair(len(ids), len(second), room)
                 ids, second = ids[: kept[0]], second[: kept[1]]
-            samples.append(Sample(*frame.join(ids, second), number, self._target(example)))
+            framed = frame.join(ids, second)
+            samples.append(Sample(*framed, number, self._target(example), cut=max(0, whole - room)))
         return samples
 
     def _target(self, example: Example) -> int | float | list[float] | None:
         """What the head is to say of an example."""
-        if example.label is None or isinstance(example.label, float):
-            return example.label
+        if example.label is None:
+            return None
+        if isinstance(example.label, float):
+            return self._standard.of(example.label)
         check_known(example, self.config.labels, self._index)
         if isinstance(example.label, str):
             return self._index[example.label]
@@ -239,21 +256,24 @@ class Classification:
         """What the model says about each example.
 
         Returns:
-            the texts; `expected` where it is known; and `label`, its `probability` and the `probabilities`
-            of all labels; or `labels` (those more likely than not) and `probabilities`; or `number`.
+            the texts; `expected` where it is known; `cut_tokens`, how many had no room, if any; and `label`,
+            its `probability` and the `probabilities` of all labels; or `labels` (those more likely than not)
+            and `probabilities`; or `number`.
         """
         predict: Callable[[np.ndarray], Prediction] = {
             Target.label: self._decode_label,
             Target.labels: self._decode_labels,
-            Target.number: lambda output: {"number": plain(output[0])},
+            Target.number: lambda output: {"number": self._standard.back(output[0])},
         }[self.config.target]
         predictions = []
-        for example, output in zip(examples, outputs.astype(np.float64), strict=True):
+        for example, sample, output in zip(examples, samples, outputs.astype(np.float64), strict=True):
             prediction: Prediction = {"text": example.text}
             if example.pair is not None:
                 prediction["pair"] = example.pair
             if example.label is not None:
                 prediction["expected"] = example.label
+            if sample.cut:
+                prediction["cut_tokens"] = sample.cut
             predictions.append(prediction | predict(output))
         return predictions
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.data.corpus import clean, shorten
+from llmtrain.data.fill import Poll
 from llmtrain.data.lines import (
     Unreadable,
     bad_encoding,
@@ -29,6 +30,7 @@ from llmtrain.data.lines import (
 )
 from llmtrain.schema.data import OnError
 from llmtrain.schema.task import FileFormat, TaskConfig
+from llmtrain.task.base import nothing_to_ask
 from llmtrain.utils.errors import DataError
 
 SECTION = "task"
@@ -55,10 +57,12 @@ class Faults:
 
     Attributes:
         on_error: which of the two.
+        poll: called for each line that is read; may raise to give up (a stop signal).
         noted: what was wrong with those left out, each with its place.
     """
 
     on_error: OnError
+    poll: Poll = nothing_to_ask
     noted: list[str] = field(default_factory=list)
 
     def add(self, error: DataError) -> None:
@@ -137,6 +141,7 @@ def decoded(lines: Iterable[tuple[int, bytes]], name: str, faults: Faults) -> It
     empty = True
     try:
         for number, line in lines:
+            faults.poll()
             empty = False
             where = f"{name}:{number}"
             try:

@@ -7,6 +7,8 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llmtrain.data.batch import IGNORE
 from llmtrain.data.corpus import shorten
 from llmtrain.schema.task import ClassificationTask, Target
@@ -15,6 +17,9 @@ from llmtrain.utils.errors import DataError
 
 LISTED = 20
 """Labels that a message lists at most."""
+
+NUDGE = 1e-3
+"""Standard deviations by which a number is moved that would be taken for IGNORE, 100 of them off."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,41 @@ class Example:
         if isinstance(self.label, str):
             return [self.label]
         return self.label if isinstance(self.label, list) else []
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Numbers as a model learns them: counted from their mean, in units of their standard deviation.
+
+    A head whose first outputs are about 0 then starts at the mean, whatever the unit of the numbers.
+    """
+
+    mean: float
+    scale: float
+
+    @classmethod
+    def measure(cls, numbers: Sequence[float]) -> Standard:
+        """Mean and standard deviation; of numbers that are all the same, but for rounding, the scale is 1.
+
+        Raises:
+            DataError: the numbers are too large for that.
+        """
+        with np.errstate(all="ignore"):
+            mean, scale = float(np.mean(numbers)), float(np.std(numbers))
+        largest = max(map(abs, numbers))
+        if not math.isfinite(scale):
+            what = f"the numbers to learn are too large: up to {largest:.3g}"
+            raise DataError(what, "task.paths", "write them in a larger unit")
+        return cls(mean, scale if scale > 1e-12 * largest else 1.0)
+
+    def of(self, number: float) -> float:
+        """A number as it is learned."""
+        value = (number - self.mean) / self.scale
+        return value + NUDGE if abs(value - IGNORE) < NUDGE else value
+
+    def back(self, value: float) -> float:
+        """What a model says, in the unit of the numbers, without the digits that fp32 does not have."""
+        return round(self.mean + self.scale * value, 6 - math.floor(math.log10(self.scale)))
 
 
 def example_of(row: Row, config: ClassificationTask, labelled: bool) -> Example:
@@ -97,7 +137,7 @@ def _number(value: Any, where: str) -> float:
     """A number to predict.
 
     Raises:
-        DataError: it is no finite number, or the one that batches mark missing numbers with.
+        DataError: it is no finite number.
     """
     try:
         number = math.nan if isinstance(value, bool) else float(value)
@@ -105,8 +145,6 @@ def _number(value: Any, where: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise DataError(f"the label is not a number: {shorten(value)}", where, REPAIR)
-    if number == IGNORE:
-        raise DataError(f"{IGNORE} stands for a missing number", where, "shift or scale the numbers")
     return number
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.data.batch import IGNORE, Batch
+from llmtrain.data.fill import Poll
 from llmtrain.data.samples import Frame, PackedRow, Sample, pack_batch
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.metrics.answers import AnswerScore, cmrc_score, squad_score
@@ -23,7 +24,7 @@ from llmtrain.model.assembled import Backbone
 from llmtrain.model.heads import SpanHead
 from llmtrain.schema.task import AnswerNormalisation, QuestionAnsweringTask
 from llmtrain.task.answers import best_spans, candidates, softmax
-from llmtrain.task.base import Examples, Prediction, ScoreTable, plain
+from llmtrain.task.base import Examples, Prediction, ScoreTable, in_blocks, nothing_to_ask, plain
 from llmtrain.task.files import Faults
 from llmtrain.task.squad import Answer, Question, SquadReader
 from llmtrain.utils.errors import ConfigError
@@ -50,7 +51,13 @@ class WindowSample(Sample):
 class QuestionAnsweringKind:
     """Reads questions; there is nothing to settle."""
 
-    def read(self, config: QuestionAnsweringTask, paths: Sequence[Path], labelled: bool) -> Examples:
+    def read(
+        self,
+        config: QuestionAnsweringTask,
+        paths: Sequence[Path],
+        labelled: bool,
+        poll: Poll = nothing_to_ask,
+    ) -> Examples:
         """Questions of SQuAD's JSON or (unlabelled) of JSON lines with `question` and `context`.
 
         Answers at wrong places are repaired where possible, see `SquadReader`; `skipped` has a line about
@@ -59,7 +66,7 @@ class QuestionAnsweringKind:
         Raises:
             DataError: a file, a question or an answer cannot be used; names file and id, or file and line.
         """
-        faults = Faults(config.on_error)
+        faults = Faults(config.on_error, poll)
         questions: list[Question] = []
         repairs = []
         for path in paths:
@@ -118,7 +125,9 @@ class QuestionAnswering:
         loss = sums["loss"] / counts["labels"]
         return loss, {"loss": loss.detach()}
 
-    def encode(self, examples: Sequence[Question], tokenizer: Tokenizer, length: int) -> list[Sample]:
+    def encode(
+        self, examples: Sequence[Question], tokenizer: Tokenizer, length: int, poll: Poll = nothing_to_ask
+    ) -> list[Sample]:
         """One sample for each window.
 
         A window that does not hold the whole answer is labelled with its first position, [CLS], as in
@@ -126,21 +135,22 @@ class QuestionAnswering:
         windows counts, so a model must learn to score low where there is none. (Without a label for such
         windows a small model was right on 86 % of made-up texts of two windows, with it on 94 %; means of
         5 seeds.) There is no label where it is not known whether a window holds the answer. Of several
-        reference answers the first with a known place is the label.
+        reference answers the first with a known place is the label. The first window of a question that
+        was cut says by how much.
 
         Raises:
             ConfigError: there is no room for the context, or windows would not get on.
         """
         frame = Frame(tokenizer)
-        questions = {one.question: np.zeros(0, np.int64) for one in examples}
+        asked = list({one.question: None for one in examples})
         contexts = list({one.context: None for one in examples})
-        for text, ids in zip(questions, tokenizer.encode_batch(list(questions)), strict=True):
-            questions[text] = ids[: self.config.max_question_length].astype(np.int64)
-        encoded = dict(zip(contexts, tokenizer.encode_offsets(contexts), strict=True))
+        questions = dict(zip(asked, in_blocks(tokenizer.encode_batch, asked, poll), strict=True))
+        encoded = dict(zip(contexts, in_blocks(tokenizer.encode_offsets, contexts, poll), strict=True))
         stride = length // 3 if self.config.stride is None else self.config.stride
         samples: list[Sample] = []
         for number, example in enumerate(examples):
-            question = questions[example.question]
+            poll()
+            question = questions[example.question][: self.config.max_question_length]
             context, offsets = encoded[example.context]
             room = length - frame.overhead(pair=True) - len(question)
             for start, end in windows(len(context), room, stride):
@@ -152,6 +162,7 @@ class QuestionAnswering:
                     example=number,
                     shift=len(frame.start) + len(question) + len(frame.end),
                     offsets=offsets[start:end],
+                    cut=0 if start else len(questions[example.question]) - len(question),
                 )
                 sample.label = self._label(example, offsets, start, end, sample.shift)
                 samples.append(sample)

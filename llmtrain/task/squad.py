@@ -103,6 +103,7 @@ class SquadReader:
                 questions = _items(paragraph, "qas", where)
                 context = _text(paragraph, "context", where)
                 for n, item in enumerate(questions):
+                    self.faults.poll()
                     found = None
                     with self.faults.caught():
                         found = self._question(item, context, f"{where}.qas[{n}]", str(path))

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmtrain.data.batch import IGNORE, Batch
+from llmtrain.data.fill import Poll
 from llmtrain.data.samples import Frame, PackedRow, Sample, pack_batch
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.metrics.entities import OUTSIDE, EntityCounts, count_entities, entities
 from llmtrain.model.assembled import Backbone
 from llmtrain.model.heads import TokenHead
 from llmtrain.schema.task import FileFormat, TokenClassificationTask
-from llmtrain.task.base import Examples, Prediction, ScoreTable
+from llmtrain.task.base import Examples, Prediction, ScoreTable, in_blocks, nothing_to_ask
 from llmtrain.task.columns import Sentence, holds_columns, read_columns, read_sentences
 from llmtrain.task.files import Faults, holds_plain_text
 from llmtrain.utils.errors import ConfigError, DataError
@@ -47,13 +48,19 @@ class WordsSample(Sample):
 class TokenClassificationKind:
     """Reads CoNLL columns, and settles which tags there are."""
 
-    def read(self, config: TokenClassificationTask, paths: Sequence[Path], labelled: bool) -> Examples:
+    def read(
+        self,
+        config: TokenClassificationTask,
+        paths: Sequence[Path],
+        labelled: bool,
+        poll: Poll = nothing_to_ask,
+    ) -> Examples:
         """Sentences of files: CoNLL columns, or (unlabelled .txt without tags) one sentence a line.
 
         Raises:
             DataError: a file or a row cannot be read; names the line.
         """
-        faults = Faults(config.on_error)
+        faults = Faults(config.on_error, poll)
         sentences: list[Sentence] = []
         for path in paths:
             plain = not labelled and holds_plain_text(path, FileFormat.auto)
@@ -132,7 +139,9 @@ class TokenClassification:
         loss = sums["loss"] / counts[self._denominator]
         return loss, {"loss": loss.detach()}
 
-    def encode(self, examples: Sequence[Sentence], tokenizer: Tokenizer, length: int) -> list[Sample]:
+    def encode(
+        self, examples: Sequence[Sentence], tokenizer: Tokenizer, length: int, poll: Poll = nothing_to_ask
+    ) -> list[Sample]:
         """One sample for a sentence, or several for one of more than `length` tokens.
 
         Raises:
@@ -148,7 +157,8 @@ class TokenClassification:
         self.width = max(self.width, room)
         number_of = {tag: number for number, tag in enumerate(self.config.labels)}
         samples: list[Sample] = []
-        for example, pieces in enumerate(word_pieces(examples, tokenizer, self.config.joined, room)):
+        for example, pieces in enumerate(word_pieces(examples, tokenizer, self.config.joined, room, poll)):
+            poll()
             sizes = np.array([len(ids) for ids in pieces], np.int64)
             tags = examples[example].tags or [""] * len(pieces)
             numbers = np.array([number_of.get(tag, IGNORE) for tag in tags], np.int64)
@@ -245,7 +255,11 @@ class TokenClassification:
 
 
 def word_pieces(
-    sentences: Sequence[Sentence], tokenizer: Tokenizer, joined: bool, room: int
+    sentences: Sequence[Sentence],
+    tokenizer: Tokenizer,
+    joined: bool,
+    room: int,
+    poll: Poll = nothing_to_ask,
 ) -> Iterator[list[np.ndarray]]:
     """Ids of each word of each sentence, at least one and at most `room`, int64.
 
@@ -258,6 +272,7 @@ def word_pieces(
         tokenizer: encodes each different word once.
         joined: there are no blanks between words.
         room: most pieces of a word; the rest of a longer one is left out.
+        poll: called often; may raise to give up.
     """
     blank = " " if not joined and _keeps_blanks(tokenizer) else ""
     texts = [[word if i == 0 else blank + word for i, word in enumerate(one.words)] for one in sentences]
@@ -265,7 +280,7 @@ def word_pieces(
     nothing = tokenizer.end_id if tokenizer.unknown_id is None else tokenizer.unknown_id
     encoded = [
         ids[:room].astype(np.int64) if len(ids) else np.array([nothing])
-        for ids in tokenizer.encode_batch(different)
+        for ids in in_blocks(tokenizer.encode_batch, different, poll)
     ]
     pieces = dict(zip(different, encoded, strict=True))
     for one in texts:

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
+
+from llmtrain.utils import meeting
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """A peer that is silent for so long is taken for lost."""
@@ -44,17 +47,37 @@ def start() -> None:
     """Join the other processes; does nothing for a single one.
 
     Under our launcher they meet in a file, and gloo is bound to the loopback interface: nothing can be
-    reached from outside. Under torchrun they meet at its address.
+    reached from outside. Under torchrun they meet at its address, within `$LLMTRAIN_JOIN_TIMEOUT` seconds.
+
+    Raises:
+        DataError: the nodes cannot reach each other; says why.
+        ConfigError: LLMTRAIN_JOIN_TIMEOUT is no number.
     """
     if world_size() == 1:
         return
     if local_world_size() == world_size():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if os.uname().sysname == "Darwin" else "lo")
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store = None
-    if "LLMTRAIN_STORE" in os.environ:
-        store = dist.FileStore(os.environ["LLMTRAIN_STORE"], world_size())
-    dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=TIMEOUT)
+    gpu = torch.cuda.is_available()
+    meeting.check_interfaces(rank(), nccl=gpu)
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    if ours():
+        store: dist.Store = dist.FileStore(os.environ["LLMTRAIN_STORE"], world_size())
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=TIMEOUT)
+        return
+    seconds = meeting.join_timeout()
+    store = meeting.meet(rank(), world_size(), seconds)
+    patience = datetime.timedelta(seconds=seconds)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=patience)
+    except RuntimeError as error:
+        raise meeting.not_connected(rank(), error) from error
+    store.set_timeout(TIMEOUT)
+    distributed_c10d._set_pg_timeout(TIMEOUT)
+
+
+def ours() -> bool:
+    """Whether our launcher started this process; else it was torchrun, or nobody."""
+    return "LLMTRAIN_STORE" in os.environ
 
 
 def stop() -> None:
@@ -85,15 +108,15 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def broadcast_json(value: Any) -> Any:
-    """Rank 0's value (anything that JSON can hold) for every process."""
+def broadcast_json(value: Any, source: int = 0) -> Any:
+    """The value (anything that JSON can hold) of one rank for every process."""
     if not dist.is_initialized():
         return value
-    text = json.dumps(value).encode() if rank() == 0 else b""
+    text = json.dumps(value).encode() if rank() == source else b""
     size = torch.tensor([len(text)])
-    dist.broadcast(size, 0)
+    dist.broadcast(size, source)
     buffer = torch.zeros(int(size), dtype=torch.uint8)
-    if rank() == 0:
+    if rank() == source:
         buffer = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    dist.broadcast(buffer, 0)
+    dist.broadcast(buffer, source)
     return json.loads(buffer.numpy().tobytes())

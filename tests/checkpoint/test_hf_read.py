@@ -13,7 +13,7 @@ from llmtrain.checkpoint.hf.families import family_named
 from llmtrain.checkpoint.hf.family import KeyTable
 from llmtrain.checkpoint.hf.read import is_hf_directory, read_hf
 from llmtrain.data import wordpiece
-from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.data.batch import Batch
 from llmtrain.model.heads import MaskedNextHead, SampleHead
 from llmtrain.schema.model import Activation
 from llmtrain.utils.errors import ConfigError, DataError
@@ -211,7 +211,7 @@ def test_vocab_txt_gives_the_tokenizer_of_transformers(saved):
     text = "The masks stand here. They stâнd 真 [MASK]"
     for lowercase in (True, False):
         (saved / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
-        ours = Tokenizer.from_json(read_hf(saved).tokenizer_json)
+        ours = read_hf(saved).tokenizer
         theirs = transformers.BertTokenizer.from_pretrained(saved)
         plain = text.replace("[MASK]", "")
         assert ours.encode(plain).tolist() == theirs(plain, add_special_tokens=False)["input_ids"]
@@ -281,7 +281,7 @@ def test_a_real_model_equals_transformers(minilm):
         for name, parameter in model.named_parameters():
             if name in found.tensors:
                 parameter.copy_(found.tensors[name])
-    tokenizer = Tokenizer.from_json(found.tokenizer_json)
+    tokenizer = found.tokenizer
     texts = [
         "A short one.",
         "The quick brown fox jumps over the lazy dog, as foxes do.",
@@ -296,8 +296,8 @@ def test_a_real_model_equals_transformers(minilm):
     with torch.no_grad():
         expected = reference(**encoded)
         documents = (1 - encoded["attention_mask"]).int()
-        padded = model.backbone(encoded["input_ids"], documents=documents)
-        packed = model.backbone(*pack(encoded["input_ids"], lengths))[0].split(lengths)
+        padded = model.backbone(Batch(encoded["input_ids"], documents=documents))
+        packed = model.backbone(pack(encoded["input_ids"], lengths))[0].split(lengths)
         pooled = model.head.pooler(padded[:, 0])
     for row, length in enumerate(lengths):
         truth = expected.last_hidden_state[row, :length]
@@ -306,9 +306,10 @@ def test_a_real_model_equals_transformers(minilm):
     torch.testing.assert_close(pooled, expected.pooler_output, rtol=1e-5, atol=1e-5)
 
 
-def pack(ids: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, positions and document numbers of one row with all samples."""
+def pack(ids: torch.Tensor, lengths: list[int]) -> Batch:
+    """One row with all samples."""
     rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
     positions = [torch.arange(length) for length in lengths]
     documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    return torch.cat(rows)[None], torch.cat(positions)[None], documents[None]
+    ids, positions = torch.cat(rows)[None], torch.cat(positions)[None]
+    return Batch(ids, positions=positions, documents=documents[None])

@@ -1,6 +1,7 @@
 """Writing models for Hugging Face: transformers load them and say the same."""
 
 import json
+import os
 from functools import partial
 
 import pytest
@@ -76,7 +77,7 @@ def test_transformers_say_the_same(tmp_path, architecture, activation):
         ours = model.predict(batch)
         if architecture == "BertForPreTraining":
             torch.testing.assert_close(ours[real], theirs.prediction_logits[real], rtol=1e-5, atol=1e-5)
-            ours = model.head.predict_next(model.hidden(batch), batch)[:, 0]
+            ours = model.head.predict_next(model.backbone(batch), batch)[:, 0]
             torch.testing.assert_close(ours, theirs.seq_relationship_logits, rtol=1e-5, atol=1e-5)
         elif architecture == "BertForSequenceClassification":
             torch.testing.assert_close(ours[:, 0], theirs.logits, rtol=1e-5, atol=1e-5)
@@ -96,8 +97,27 @@ def test_what_is_written_comes_back(tmp_path, architecture):
     assert found.tensors.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
         assert torch.equal(found.tensors[name], parameter), name
-    assert found.tokenizer_json == tokenizer_json()
+    assert found.tokenizer.to_json() == Tokenizer.from_json(tokenizer_json()).to_json()
     assert found.config == model.backbone.config
+
+
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path):
+    before = os.umask(0o027)
+    try:
+        export(make("BertForMaskedLM"), tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {0o640}, modes
+
+
+def test_an_end_token_that_is_not_the_usual_one_travels(tmp_path):
+    model = make("BertForMaskedLM")
+    export(model, tmp_path / "usual")
+    assert read_hf(tmp_path / "usual").tokenizer.end_token == "[SEP]"
+    export(model, tmp_path / "own", end_token="[MASK]")
+    assert read_hf(tmp_path / "own").tokenizer.end_token == "[MASK]"
 
 
 def test_a_backbone_alone_is_a_bert_model(tmp_path):
@@ -107,7 +127,7 @@ def test_a_backbone_alone_is_a_bert_model(tmp_path):
     assert write_hf(tmp_path / "out", bert.config(), tensors, tokenizer_json()) == "BertModel"
     reference, batch = load(tmp_path / "out", "BertModel"), bert.padded()
     with torch.no_grad():
-        states = model.hidden(batch)
+        states = model.backbone(batch)
         theirs = reference(**bert.theirs(batch))
         torch.testing.assert_close(
             model.head.pooler(states[:, 0]), theirs.pooler_output, rtol=1e-5, atol=1e-5
@@ -158,7 +178,7 @@ def test_the_tokenizer_gives_the_same_ids_there(tmp_path, lowercase):
     assert theirs.pad_token_id == ours.pad_id
     assert theirs.mask_token_id == ours.mask_id
     (tmp_path / "out" / "tokenizer.json").unlink()  # vocab.txt and the settings say the same
-    again = Tokenizer.from_json(read_hf(tmp_path / "out").tokenizer_json)
+    again = read_hf(tmp_path / "out").tokenizer
     assert [again.encode(text).tolist() for text in texts] == [ours.encode(text).tolist() for text in texts]
 
 

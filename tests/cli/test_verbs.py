@@ -162,7 +162,7 @@ def test_completion_in_bash(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == [
         "gpt/debug",
         "train.steps=",
-        "pretrain finetune prepare evaluate predict generate convert configs",
+        "pretrain finetune prepare evaluate predict generate convert verify configs",
     ]
 
 
@@ -186,6 +186,17 @@ def test_dry_run_prints_the_config_and_makes_nothing(cli: Cli, tmp_path: Path) -
 def test_several_processes_are_launched(cli: Cli) -> None:
     assert cli("pretrain", "launch.num_processes=2", "run.name=two").executed[0] == "llmtrain.launch"
     assert cli("pretrain", "run.name=one", "launch.device=cpu").executed[0] == "llmtrain.worker"
+
+
+def test_degrees_make_the_number_of_processes(cli: Cli) -> None:
+    result = cli("pretrain", "parallel.tp=2", "launch.device=cpu", "run.name=two")
+    assert result.executed[0] == "llmtrain.launch"
+    assert result.err == ""
+    result = cli("pretrain", "parallel=fsdp", "launch.device=cpu", "run.name=one")
+    assert result.executed[0] == "llmtrain.worker"
+    assert "warning: parallel.dp_shard=-1 gets 1 of 1 processes: give launch.num_processes=N" in result.err
+    result = cli("pretrain", "parallel.tp=2", "launch.device=cpu", "--dry-run")
+    assert json.loads(result.executed[2])["launch"]["num_processes"] == 2
 
 
 def test_under_torchrun(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

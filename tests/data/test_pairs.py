@@ -9,7 +9,7 @@ from scipy import stats
 
 from llmtrain.data import pairs, plans, wordpiece
 from llmtrain.data.mask import Masker
-from llmtrain.data.pairs import FOLLOWS, RANDOM, PairRows
+from llmtrain.data.pairs import FOLLOWS, PART, RANDOM, PairRows
 from llmtrain.data.sentences import GAP, Places
 from llmtrain.data.spans import Contents
 from llmtrain.data.store import View, split, whole
@@ -229,10 +229,43 @@ def test_only_who_makes_a_plan_looks_for_sentences(books: View, monkeypatch: pyt
 
 def test_one_document_is_not_enough(make_store) -> None:
     store = make_store([story(0, 500)], tokenizer=word_tokenizer())
-    for view in (whole(store), *split(store, 0.2, seed=0)):
+    for view in (whole(store), split(store, 0.2, seed=0)[0]):
         with pytest.raises(DataError, match="two documents at least") as caught:
             pair_rows(view)
         assert "data.documents=paragraph" in str(caught.value)
+
+
+@pytest.mark.parametrize("sentences", [8, 2000])
+def test_a_single_document_to_validate_on_is_read_as_several(sentences: int, make_store) -> None:
+    store = make_store(["ba", story(0, sentences), ""], tokenizer=word_tokenizer())
+    single = View(store, *(border[1:] for border in whole(store).spans))
+    assert single.num_documents == 1
+    rows = pair_rows(single, shuffle=False)
+    assert rows.note is not None
+    assert "harder to tell" in rows.note
+    sizes = rows.view.lengths
+    assert len(sizes) == max(2, single.num_tokens // (PART * LENGTH))
+    assert (rows.view.starts[1:] == rows.view.ends[:-1]).all()
+    assert (rows.view.starts[0], rows.view.ends[-1]) == (single.starts[0], single.ends[-1])
+    assert sizes.max() - sizes.min() <= len(sizes)
+    drawn = Drawn(rows)
+    part = np.searchsorted(rows.view.ends, drawn.start, side="right")
+    other = np.searchsorted(rows.view.ends, drawn.second, side="right")
+    assert (drawn.second[~drawn.random] == drawn.middle[~drawn.random]).all()
+    assert (other[drawn.random] != part[drawn.random]).all()
+    assert (drawn.second[drawn.random] != drawn.middle[drawn.random]).all()
+    assert (drawn.middle <= rows.view.ends[part]).all()
+    if sentences > 100:
+        assert drawn.random.mean() == pytest.approx(0.5, abs=0.06)
+        assert drawn.length.sum() > 0.95 * single.num_tokens
+
+
+def test_two_documents_to_validate_on_stay_as_they_are(books: View, make_store) -> None:
+    assert pair_rows(books, shuffle=False).view is books
+    assert pair_rows(books, shuffle=False).note is None
+    short = whole(make_store(["ba"], tokenizer=word_tokenizer()))
+    with pytest.raises(DataError, match="two documents at least"):
+        pair_rows(short, shuffle=False)
 
 
 def test_two_documents_are_enough(make_store) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from llmtrain.data import pieces, tokenizer
+from llmtrain.data import pieces
+from llmtrain.data.recognise import byte_vocab
 from llmtrain.data.tokenizer import (
     END,
     UNKNOWN,
@@ -212,8 +213,30 @@ def test_file_errors(tmp_path) -> None:
     assert file_tokenizer(FileTokenizer(path=str(tmp_path), end_token="[X]")).end_id == 1
 
 
+def test_the_end_token_is_kept_beside_the_file(tmp_path) -> None:
+    inner = tokenizers.Tokenizer(models.WordLevel({"a": 0, "[X]": 1, "</s>": 2}, unk_token="a"))
+    made = Tokenizer(inner, kind="file", end_token="[X]")
+    assert made.unusual_end == "[X]"
+    for name, text in made.files().items():
+        (tmp_path / name).write_text(text)
+    again = file_tokenizer(FileTokenizer(path=str(tmp_path)))
+    assert (again.end_token, again.sha256) == ("[X]", made.sha256)
+    assert file_tokenizer(FileTokenizer(path=str(tmp_path), end_token="</s>")).unusual_end is None
+    text = made.to_json()
+    for told, end in (
+        ({"eos_token": {"content": "[X]", "lstrip": False}}, "[X]"),
+        ({"eos_token": "<of another tokenizer>"}, "</s>"),
+        ({"eos_token": None}, "</s>"),
+        ({}, "</s>"),
+    ):
+        assert Tokenizer.from_json(text, settings=told).end_token == end
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(DataError, match="no JSON object"):
+        file_tokenizer(FileTokenizer(path=str(tmp_path)))
+
+
 def test_byte_vocabulary_is_that_of_the_library() -> None:
-    assert set(tokenizer._byte_vocab()) == set(pre_tokenizers.ByteLevel.alphabet())
+    assert set(byte_vocab()) == set(pre_tokenizers.ByteLevel.alphabet())
 
 
 def test_other_tools_read_our_files(tmp_path) -> None:

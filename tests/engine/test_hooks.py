@@ -66,6 +66,19 @@ def test_the_best_score_is_the_highest_and_of_losses_the_lowest():
         assert stage.state.stale_evaluations == 4 - step
 
 
+def test_of_equal_scores_the_one_with_the_lower_loss_is_the_best():
+    found = iter([(0.5, 0.9), (0.8, 0.7), (0.8, 0.7), (0.8, 0.6), (0.8, float("nan")), (0.7, 0.1)])
+
+    def evaluate(stopped: object) -> Evaluation:
+        accuracy, loss = next(found)
+        return Evaluation({"loss": loss, "accuracy": accuracy}, {})
+
+    stage = Stage(6)
+    train(stage, EvaluateHook(1, evaluate, "accuracy"))
+    assert (stage.state.best_score, stage.state.best_loss, stage.state.best_step) == (0.8, 0.6, 4)
+    assert stage.state.stale_evaluations == 2
+
+
 def test_sums_of_weights_are_told_as_they_are_and_counts_without_a_point():
     stage = Stage(1)
     train(stage, scored([0.5], []))

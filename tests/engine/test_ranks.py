@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 
 from llmtrain.engine.engine import Engine
-from llmtrain.engine.step import PlainStep
+from llmtrain.engine.step import Step
 from llmtrain.objective.causal import Causal
 from llmtrain.optim.optimizer import build_optimizer
-from llmtrain.parallel.data import Replicated
+from llmtrain.parallel.layout import Replicated
+from llmtrain.parallel.mesh import Mesh
 from llmtrain.schema.optim import AdamWConfig
+from llmtrain.schema.parallel import Degrees
 from tests.helpers.models import make_model, random_batch, small_config
 from tests.helpers.processes import run_ranks
 
@@ -31,9 +33,9 @@ def one_bad_step(rank: int) -> dict:
     model = make_model(small_config())
     optimizer = build_optimizer(AdamWConfig(lr=1e-2), model)
     objective = Poisoned(rank == 1)
-    step = PlainStep(
-        Replicated(model, cpu), optimizer, objective, device=cpu, precision="fp32", clip_norm=1.0, seed=0
-    )
+    layout = Replicated(model, Mesh.here(Degrees(dp_replicate=2), cpu), "fp32")
+    layout.start()
+    step = Step(layout, optimizer, objective, clip_norm=1.0, seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = step([random_batch(seed=rank)], {"labels": 64.0}, 0)
     unchanged = all(torch.equal(before[name], value) for name, value in model.state_dict().items())

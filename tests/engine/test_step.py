@@ -10,28 +10,27 @@ from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.data.loader import evaluation_batches
 from llmtrain.data.rows import Row, causal_batch
 from llmtrain.engine.evaluate import evaluate
-from llmtrain.engine.step import PlainStep, autocast
+from llmtrain.engine.step import Step
+from llmtrain.model.assembled import Assembled
 from llmtrain.objective.causal import Causal
 from llmtrain.optim.optimizer import build_optimizer
-from llmtrain.parallel.data import Replicated
+from llmtrain.parallel.layout import Replicated
+from llmtrain.parallel.mesh import Mesh
 from llmtrain.schema.optim import AdamWConfig
+from llmtrain.schema.parallel import Degrees
 from tests.helpers.models import make_model, random_batch, small_config
 
 CPU = torch.device("cpu")
 
 
-def make_step(precision: str = "fp32", **changes: object) -> PlainStep:
+def make_step(precision: str = "fp32", **changes: object) -> Step:
     model = make_model(small_config(**changes))
     optimizer = build_optimizer(AdamWConfig(lr=1e-2), model)
-    return PlainStep(
-        Replicated(model, CPU),
-        optimizer,
-        Causal(False),
-        device=CPU,
-        precision=precision,
-        clip_norm=1.0,
-        seed=0,
-    )
+    return Step(alone(model, precision), optimizer, Causal(False), clip_norm=1.0, seed=0)
+
+
+def alone(model: Assembled, precision: str = "fp32") -> Replicated:
+    return Replicated(model, Mesh.here(Degrees(), CPU), precision)
 
 
 def uneven_batch() -> Batch:
@@ -65,9 +64,9 @@ def test_accumulation_is_a_detail_with_uneven_labels(rows):
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_named():
     step = make_step()
-    model = step.model.module
+    model = step.layout.model
     with torch.no_grad():
-        model.backbone.blocks[1].mlp.up.weight[0, 0] = float("nan")
+        model.backbone.blocks["1"].mlp.up.weight[0, 0] = float("nan")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = step([random_batch()], {"labels": 32.0}, 0)
     assert result.finite.tolist() == [False, False]
@@ -76,15 +75,15 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named():
     assert "backbone.blocks.1.mlp.up.weight" in step.non_finite_gradients()
     step.clear_gradients()
     with torch.no_grad():
-        model.backbone.blocks[1].mlp.up.weight[0, 0] = 0.0
+        model.backbone.blocks["1"].mlp.up.weight[0, 0] = 0.0
     assert step([random_batch()], {"labels": 32.0}, 1).finite.all()
     assert not torch.equal(before["backbone.embedding.weight"], model.backbone.embedding.weight)
 
 
 def test_optimizers_without_a_flag_for_bad_steps_skip_them_too():
     step = make_step()
-    step.optimizer = torch.optim.SGD(step.model.module.parameters(), lr=0.1, momentum=0.9)
-    model = step.model.module
+    step.optimizer = torch.optim.SGD(step.layout.model.parameters(), lr=0.1, momentum=0.9)
+    model = step.layout.model
     model.backbone.embedding.weight.data[3, 0] = float("inf")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert not step([random_batch()], {"labels": 32.0}, 0).finite.all()
@@ -96,7 +95,7 @@ def test_optimizers_without_a_flag_for_bad_steps_skip_them_too():
 
 
 def test_dropout_is_a_function_of_seed_step_and_microbatch():
-    def losses(number: int, step: PlainStep) -> float:
+    def losses(number: int, step: Step) -> float:
         return step([random_batch(), random_batch()], {"labels": 64.0}, number).stats["loss"].item()
 
     first = losses(7, make_step(dropout=0.5))
@@ -107,11 +106,11 @@ def test_dropout_is_a_function_of_seed_step_and_microbatch():
 
 def test_settling_changes_nothing():
     step = make_step()
-    before = {name: value.clone() for name, value in step.model.module.state_dict().items()}
+    before = {name: value.clone() for name, value in step.layout.model.state_dict().items()}
     batch = random_batch()
     step.settle(Batch(batch.ids, torch.full_like(batch.labels, IGNORE)))
-    assert all(torch.equal(before[n], v) for n, v in step.model.module.state_dict().items())
-    assert all(parameter.grad is None for parameter in step.parameters)
+    assert all(torch.equal(before[n], v) for n, v in step.layout.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in step.layout.parameters.values())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -121,7 +120,7 @@ def test_lower_precision_stays_close(precision):
     expected, actual = exact([random_batch()], counts, 0), low([random_batch()], counts, 0)
     assert actual.stats["loss"].item() == pytest.approx(expected.stats["loss"].item(), rel=5e-3)
     assert actual.norm.item() == pytest.approx(expected.norm.item(), rel=5e-2)
-    assert all(parameter.dtype == torch.float32 for parameter in low.parameters)
+    assert all(parameter.dtype == torch.float32 for parameter in low.layout.parameters.values())
 
 
 class FixedRows:
@@ -152,7 +151,7 @@ class FixedRows:
 def test_evaluation_is_exact_for_any_batch_size(micro):
     model, rows, objective = make_model(small_config()), FixedRows(7), Causal(False)
     batches = evaluation_batches(rows, micro, 0, 1)
-    result = evaluate(model, objective, batches, CPU, autocast(CPU, "fp32"))
+    result = evaluate(alone(model), objective, batches)
     assert result is not None
     stats = result.stats
     assert result.counts == {"labels": 6 * 8 + 4}
@@ -170,4 +169,4 @@ def test_evaluation_is_exact_for_any_batch_size(micro):
 def test_evaluation_stops_when_asked_to():
     model, rows, objective = make_model(small_config()), FixedRows(7), Causal(False)
     batches = evaluation_batches(rows, 1, 0, 1)
-    assert evaluate(model, objective, batches, CPU, autocast(CPU, "fp32"), stopped=lambda: True) is None
+    assert evaluate(alone(model), objective, batches, stopped=lambda: True) is None

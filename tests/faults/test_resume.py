@@ -132,7 +132,7 @@ def test_several_processes_killed_and_resumed(processes, tmp_path, sentences):
     whole, run = tmp_path / "whole", tmp_path / "run"
     succeed(*arguments(sentences, whole, 20, several), cwd=tmp_path)
     for victim in ("worker", "launcher"):
-        process = start(*arguments(sentences, run, 20, several), cwd=tmp_path)
+        process = start(*arguments(sentences, run, 20, several, "launch.max_restarts=0"), cwd=tmp_path)
         steps = 5 if victim == "worker" else 10
         wait_until(lambda s=steps: (run / "checkpoints" / f"step-{s:08}").exists(), process)
         if victim == "worker":

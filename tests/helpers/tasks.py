@@ -26,6 +26,18 @@ def write_classification(path: Path, rows: int, seed: int = 0) -> Path:
     return path
 
 
+def write_numbers(path: Path, rows: int, seed: int = 0) -> Path:
+    """Sentences with a number that depends on their verb: about 1000, and 50 to either side."""
+    chooser = random.Random(seed)
+    lines = ["text\tnumber"]
+    for _ in range(rows):
+        verb = chooser.choice(VERBS)
+        number = 1000 + 30 * (VERBS.index(verb) - 2.5)
+        lines.append(f"{chooser.choice(NAMES)} {verb} {chooser.choice(THINGS)}\t{number}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
 def write_pairs(path: Path, rows: int, seed: int = 0) -> Path:
     """Pairs of sentences with a number: how many of their three parts are the same."""
     chooser = random.Random(seed)

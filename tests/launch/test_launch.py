@@ -71,11 +71,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
         argument: str | None = None,
         cwd: Path = ROOT,
         descriptor: int | None = None,
+        max_restarts: int = 3,
     ) -> Job:
         run = tmp_path / name
         run.mkdir(parents=True, exist_ok=True)
         (run / "config.yaml").write_text(
             f"verb: pretrain\nlaunch:\n  num_processes: {num_processes}\n  device: cpu\n  threads: null\n"
+            f"  max_restarts: {max_restarts}\n"
         )
         (run / "script.json").write_text(json.dumps(script))
         jobs.append(Job(run, module, grace, argument or str(run), cwd, descriptor))
@@ -199,8 +201,72 @@ def test_a_failing_worker_ends_the_run_with_its_code_and_message(start: Callable
     assert err.count("Traceback") == 1, "rank 0's own, and none of the launcher's"
 
 
+def events(job: Job) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (job.run / "events.jsonl").read_text().splitlines()]
+
+
+def test_all_workers_start_again_when_one_is_lost(start: Callable[..., Job]) -> None:
+    job = start([["raise"], SLEEPING], [["die", 9, 7], SLEEPING])
+    (job.run / "events.jsonl").write_text('{"event": "started"}\n{"event": "cut sh')
+    wait_until(lambda: len(list(job.run.glob("start-1-?"))) == 2, what="the second start")
+    pids = job.pids()
+    job.signal(signal.SIGTERM)
+    code, out, err = job.end()
+    assert (code, out) == (143, "hello from 0\nhello from 0\n")
+    assert (job.run / "saved-0").exists()
+    assert (job.run / "saved-1").exists()
+    assert_gone(pids, time.monotonic())
+    told = (
+        "warning: rank 1 was killed by signal 9 (SIGKILL); all workers start again from the checkpoint of "
+        "step 7 (restart 1 of at most 3 without a new checkpoint)"
+    )
+    assert [line for line in err.splitlines() if line.startswith(("warning", "error"))] == [told]
+    *_, last = (job.run / "events.jsonl").read_text().splitlines()
+    event = json.loads(last)
+    assert event.pop("time")
+    assert event == {
+        "event": "restarted",
+        "text": told,
+        "rank": 1,
+        "reason": "was killed by signal 9 (SIGKILL)",
+        "attempt": 1,
+        "step": 7,
+    }
+    stores = {path.read_text() for path in job.run.glob("start-*")}
+    assert len(stores) == 2, "each start has a store of its own"
+
+
+def test_restarts_end_when_they_bring_nothing(start: Callable[..., Job]) -> None:
+    """Two deaths without a checkpoint are one too many; before, each brought one."""
+    deaths = [["die", 9], ["die", 11, 5], ["die", 9, 10], ["die", 9]]
+    job = start(SLEEPING, deaths, max_restarts=1)
+    code, _, err = job.end(60)
+    assert code == 1
+    assert [event["step"] for event in events(job)] == [0, 5, 10]
+    lines = err.splitlines()
+    assert "SIGSEGV" in lines[1]
+    assert "start again from the beginning (restart 1 of at most 1" in lines[0]
+    assert lines[3] == (
+        "error: rank 1 was killed by signal 9 (SIGKILL), also after 1 restart without a new checkpoint"
+    )
+    assert len(lines) == 6
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_mistake_leaves_no_new_directory(made: bool, start: Callable[..., Job], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text(json.dumps({"pid": 1, "host": "here", "made": made}))
+    code, _, err = start(module="mistaken", num_processes=1).end()
+    assert code == 3
+    where = "data.paths" if made else f"data.paths (log: {run}/logs/rank0.log)"
+    said = f"error: rank 0 failed with exit code 3: there is no file\n  where: {where}\n  do: name one\n"
+    assert err.endswith(said)
+    assert run.exists() != made
+
+
 def test_kill_9_of_a_worker_ends_all(start: Callable[..., Job]) -> None:
-    job = start(SLEEPING, SLEEPING)
+    job = start(SLEEPING, SLEEPING, max_restarts=0)
     pids = job.pids()
     since = time.monotonic()
     os.kill(pids[1], signal.SIGKILL)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from llmtrain.command.environment import count_processes
-from llmtrain.launch import End, StopRequests, Supervisor, worker_environment
+from llmtrain.command.supervisor import End, StopRequests, Supervisor
+from llmtrain.launch import read_processes, worker_environment
 from llmtrain.utils.machine import num_cores
 from llmtrain.utils.processes import parent_alive, signal_name
 from llmtrain.utils.run_directory import RunDirectory
@@ -73,6 +73,32 @@ def test_the_cause_is_blamed_and_not_its_victims(codes: list[int], blamed: str) 
     assert len(message.splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    ("codes", "stopped_by", "lost"),
+    [
+        ([0, -9], 0, 1),
+        ([1, -9], 0, 1),
+        ([-6, 1], 0, 0),
+        ([1, -6], 0, None),  # the first one has a bug, the other lost its peer
+        ([1, 1], 0, None),
+        ([3, -9], 0, None),
+        ([-9, 9], 0, None),
+        ([-9, 143], 0, None),  # the batch system told the workers, not us
+        ([-15, -9], 0, None),
+        ([-9, 143], signal.SIGTERM, None),
+        ([0, 0], 0, None),
+    ],
+)
+def test_what_is_worth_a_restart(codes: list[int], stopped_by: int, lost: int | None) -> None:
+    stop = StopRequests()
+    stop.first = stopped_by
+    supervisor = Supervisor(RunDirectory("run"), stop)
+    for rank, code in enumerate(codes):
+        supervisor.ends[rank] = End(rank, code, float(rank))
+    found = supervisor.lost()
+    assert (found.rank if found else None) == lost
+
+
 def test_messages_of_all_shapes() -> None:
     plain = supervise([(1, "ValueError: odd\nmore")])[1].splitlines()
     assert plain == [
@@ -108,9 +134,21 @@ def test_the_others_get_a_moment_and_no_signal(tmp_path: Path) -> None:
     workers[0].wait()
 
 
-def test_how_many_processes_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert count_processes(3, "auto") == 3
-    assert count_processes(None, "cpu") == 1
+@pytest.mark.parametrize(
+    ("config", "processes"),
+    [
+        ("launch: {num_processes: 3, device: cpu}", 3),
+        ("launch: {device: cpu}", 1),
+        ("launch: {device: cpu}\nparallel: {tp: 2, pp: 3, dp_shard: -1}", 6),
+    ],
+)
+def test_how_many_processes(tmp_path: Path, config: str, processes: int) -> None:
+    run = RunDirectory(tmp_path)
+    run.config.write_text(f"verb: pretrain\n{config}\n")
+    assert read_processes(run) == processes
+
+
+def test_the_environment_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory("/some/run")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert worker_environment(run, 1, {})["OMP_NUM_THREADS"] == str(num_cores())

@@ -117,7 +117,7 @@ def test_local_mask_shows_half_a_window_to_each_side():
 def test_a_block_is_one_graph_for_a_compiler(name, dropout):
     """Our kernels must not break the graph, and the same numbers must come out."""
     config = small_bert(dropout=dropout) if name == "bert" else small_config(dropout=dropout)
-    block = make_model(config).backbone.blocks[0]
+    block = make_model(config).backbone.blocks["0"]
     mask = document_mask(DOCUMENTS[:2], causal=name == "gpt")
     x = torch.randn(2, 8, 32, requires_grad=True)
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)

@@ -32,9 +32,9 @@ def test_every_variant_learns_to_copy_a_batch(name):
     batch = random_batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     count = batch.labels.numel()
-    first = model(batch)["loss"].item() / count
+    first = model.sums(batch)["loss"].item() / count
     for _ in range(60):
-        loss = model(batch)["loss"] / count
+        loss = model.sums(batch)["loss"] / count
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -48,7 +48,7 @@ def test_later_tokens_do_not_change_earlier_states(name):
     ids = random_batch().ids
     changed = ids.clone()
     changed[:, 9:] = (changed[:, 9:] + 1) % 50
-    before, after = model.backbone(ids), model.backbone(changed)
+    before, after = model.backbone(Batch(ids)), model.backbone(Batch(changed))
     torch.testing.assert_close(before[:, :9], after[:, :9])
     assert not torch.allclose(before[:, 9:], after[:, 9:])
 
@@ -59,9 +59,9 @@ def test_isolated_documents_equal_documents_alone(name):
     ids = random_batch(rows=1).ids
     documents = torch.tensor([[0] * 7 + [1] * 9])
     positions = torch.cat([torch.arange(7), torch.arange(9)])[None]
-    packed = model.backbone(ids, positions, documents)
-    torch.testing.assert_close(packed[:, :7], model.backbone(ids[:, :7]), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(packed[:, 7:], model.backbone(ids[:, 7:]), rtol=1e-5, atol=1e-5)
+    packed = model.backbone(Batch(ids, positions=positions, documents=documents))
+    torch.testing.assert_close(packed[:, :7], model.backbone(Batch(ids[:, :7])), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed[:, 7:], model.backbone(Batch(ids[:, 7:])), rtol=1e-5, atol=1e-5)
 
 
 def test_selected_positions_give_the_loss_of_these_positions():
@@ -70,7 +70,7 @@ def test_selected_positions_give_the_loss_of_these_positions():
     some = torch.tensor([[1, 4, 9], [0, 2, 15]])
     selected = Batch(batch.ids, batch.labels.gather(1, some), selected=some)
     masked = torch.full_like(batch.labels, -100).scatter(1, some, batch.labels.gather(1, some))
-    torch.testing.assert_close(model(selected)["loss"], model(Batch(batch.ids, masked))["loss"])
+    torch.testing.assert_close(model.sums(selected)["loss"], model.sums(Batch(batch.ids, masked))["loss"])
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_gpt2_equals_transformers():
         expected = reference(batch.ids, labels=batch.ids)
         torch.testing.assert_close(logits, expected.logits, rtol=1e-5, atol=1e-5)
         labels = torch.nn.functional.pad(batch.ids[:, 1:], (0, 1), value=-100)
-        loss = model(Batch(batch.ids, labels))["loss"] / (labels != -100).sum()
+        loss = model.sums(Batch(batch.ids, labels))["loss"] / (labels != -100).sum()
     torch.testing.assert_close(loss, expected.loss, rtol=1e-6, atol=1e-6)
 
 
@@ -167,7 +167,7 @@ def copy_gpt2(reference, model) -> None:
         "transformer.wte.weight"
     ]
     model.backbone.position.weight.copy_(theirs["transformer.wpe.weight"])
-    for index, block in enumerate(model.backbone.blocks):
+    for index, block in enumerate(model.backbone.blocks.values()):
         prefix = f"transformer.h.{index}."
         for kind in ("weight", "bias"):
             joined = theirs[f"{prefix}attn.c_attn.{kind}"]
@@ -222,7 +222,7 @@ def test_llama_variant_equals_transformers():
         model.backbone.embedding.weight[:211] = theirs["model.embed_tokens.weight"]
         model.head.projection.weight[:211] = theirs["lm_head.weight"]
         model.backbone.norm.weight.copy_(theirs["model.norm.weight"])
-        for index, block in enumerate(model.backbone.blocks):
+        for index, block in enumerate(model.backbone.blocks.values()):
             for name, own in names.items():
                 block.get_parameter(f"{own}.weight").copy_(theirs[f"model.layers.{index}.{name}.weight"])
         ids = random_batch(vocab=211, rows=2, length=40).ids

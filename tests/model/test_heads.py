@@ -96,8 +96,8 @@ def test_pretraining_head_equals_transformers():
     theirs = torch.cat(bert.by_sample(bert.padded(), expected.prediction_logits))
     for name, batch in arranged(labels, NEXT).items():
         with torch.no_grad():
-            sums = model(batch)
-            logits_BS2 = model.head.predict_next(model.hidden(batch), batch)
+            sums = model.sums(batch)
+            logits_BS2 = model.head.predict_next(model.backbone(batch), batch)
         loss = sums["loss"] / count + sums["next_loss"] / NUM_SAMPLES
         torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5, msg=name)
         given = batch.sample_labels != IGNORE
@@ -117,7 +117,7 @@ def test_masked_head_equals_transformers():
     expected = theirs_loss(reference, labels)
     for name, batch in arranged(labels).items():
         with torch.no_grad():
-            loss = model(batch)["loss"] / sum((values != IGNORE).sum() for values in labels)
+            loss = model.sums(batch)["loss"] / sum((values != IGNORE).sum() for values in labels)
             logits = model.predict(batch)
         torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5, msg=name)
         if batch.selected is None:
@@ -145,7 +145,7 @@ def test_sample_head_equals_transformers(target, labels, problem, terms):
         expected = reference(**bert.theirs(bert.padded()), labels=torch.tensor(labels))
     for name, batch in arranged(token_labels(), labels).items():
         with torch.no_grad():
-            loss = model(batch)["loss"] / terms
+            loss = model.sums(batch)["loss"] / terms
             scores = model.predict(batch)
         assert scores.dtype == torch.float32
         given = (batch.sample_labels if target is Target.label else batch.sample_labels[..., 0]) != IGNORE
@@ -160,7 +160,7 @@ def test_token_head_equals_transformers():
     expected = theirs_loss(reference, labels)
     for name, batch in arranged(labels).items():
         with torch.no_grad():
-            loss = model(batch)["loss"] / sum((values != IGNORE).sum() for values in labels)
+            loss = model.sums(batch)["loss"] / sum((values != IGNORE).sum() for values in labels)
         torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5, msg=name)
     batch = bert.packed()
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_span_head_equals_transformers():
     with torch.no_grad():
         expected = reference(**bert.theirs(padded))
         scores_BT2 = model.predict(padded)
-        loss = model(padded)["loss"]
+        loss = model.sums(padded)["loss"]
     real = padded.documents == 0
     for side, theirs in enumerate((expected.start_logits, expected.end_logits)):
         torch.testing.assert_close(scores_BT2[..., side][real], theirs[real], rtol=1e-5, atol=1e-5)
@@ -203,8 +203,8 @@ def test_a_row_without_a_span_adds_nothing():
     batch.documents = (torch.arange(16) >= 10).int().expand(2, -1)
     batch.labels = torch.tensor([[2, 5], [IGNORE, IGNORE]])
     one = Batch(batch.ids[:1], batch.labels[:1], documents=batch.documents[:1])
-    torch.testing.assert_close(model(batch)["loss"], model(one)["loss"])
-    model(batch)["loss"].backward()
+    torch.testing.assert_close(model.sums(batch)["loss"], model.sums(one)["loss"])
+    model.sums(batch)["loss"].backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
@@ -234,7 +234,7 @@ def unlabelled(name: str) -> Batch:
 @pytest.mark.parametrize("name", HEADS)
 def test_no_label_gives_zero_and_no_gradient(name):
     model = make_model(small_bert(dropout=0.1), build_head=HEADS[name])
-    sums = model(unlabelled(name))
+    sums = model.sums(unlabelled(name))
     assert all(value == 0 and value.dtype == torch.float32 for value in sums.values())
     sum(value for value in sums.values() if value.requires_grad).backward()
     for parameter_name, parameter in model.named_parameters():
@@ -246,7 +246,7 @@ def test_no_label_gives_zero_and_no_gradient(name):
 def test_bf16_sums_are_fp32(name):
     model = make_model(small_bert(), build_head=HEADS[name])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert all(value.dtype == torch.float32 for value in model(unlabelled(name)).values())
+        assert all(value.dtype == torch.float32 for value in model.sums(unlabelled(name)).values())
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -274,7 +274,7 @@ def test_sample_losses_are_weighted_by_class():
     scores = model.predict(batch)[0, :NUM_SAMPLES]
     losses = F.cross_entropy(scores, torch.tensor(CLASSES), reduction="none")
     expected = (losses * torch.tensor(weights)[CLASSES]).sum()
-    torch.testing.assert_close(model(batch)["loss"], expected)
+    torch.testing.assert_close(model.sums(batch)["loss"], expected)
 
 
 def test_several_labels_are_weighted_by_class():
@@ -284,7 +284,7 @@ def test_several_labels_are_weighted_by_class():
     batch = arranged(token_labels(), SEVERAL)["packed"]
     scores = model.predict(batch)[0, :NUM_SAMPLES]
     losses = F.binary_cross_entropy_with_logits(scores, torch.tensor(SEVERAL), reduction="none")
-    torch.testing.assert_close(model(batch)["loss"], (losses * torch.tensor(weights)).sum())
+    torch.testing.assert_close(model.sums(batch)["loss"], (losses * torch.tensor(weights)).sum())
 
 
 def test_token_losses_are_weighted_by_class():
@@ -294,7 +294,7 @@ def test_token_losses_are_weighted_by_class():
     scores = model.eval().predict(batch).flatten(0, 1)
     losses = F.cross_entropy(scores, batch.labels.flatten(), reduction="none")
     expected = (losses * torch.tensor([1.0, 0.0, 3.0])[batch.labels.flatten()]).sum()
-    torch.testing.assert_close(model(batch)["loss"], expected)
+    torch.testing.assert_close(model.sums(batch)["loss"], expected)
 
 
 def test_mean_pool_is_the_mean_over_each_sample():
@@ -326,7 +326,7 @@ def test_heads_sit_on_decoders_too():
         batch = random_batch()
         batch.labels %= 2
         batch.first, batch.sample_labels = torch.tensor([[15], [9]]), torch.tensor([[1], [0]])
-        model(batch)["loss"].backward()
+        model.sums(batch)["loss"].backward()
         assert {name for name, _ in model.head.named_parameters()} == {"classifier.weight", "classifier.bias"}
     assert SampleHead(model.backbone, 2).pool is Pool.last
 

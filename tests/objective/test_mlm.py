@@ -75,8 +75,8 @@ def test_parts_add_up_to_the_mean_over_all(objective: MLM, stories: View) -> Non
             total[name] = total.get(name, 0) + count
     assert total == objective.count(whole)
     assert total["labels"] == int((whole.labels != IGNORE).sum())
-    loss, stats = objective.loss(model(whole), total)
-    losses, parts_stats = zip(*(objective.loss(model(part), total) for part in parts), strict=True)
+    loss, stats = objective.loss(model.sums(whole), total)
+    losses, parts_stats = zip(*(objective.loss(model.sums(part), total) for part in parts), strict=True)
     torch.testing.assert_close(sum(losses), loss, rtol=1e-5, atol=1e-6)
     for name, value in stats.items():
         torch.testing.assert_close(sum(part[name] for part in parts_stats), value, rtol=1e-5, atol=1e-6)
@@ -89,7 +89,7 @@ def test_parts_add_up_to_the_mean_over_all(objective: MLM, stories: View) -> Non
     if isinstance(objective, MLMNSP):
         torch.testing.assert_close(stats["mlm_loss"], expected, rtol=1e-5, atol=1e-6)
         assert total["samples"] == sum(len(row.samples) for row in read)
-        next_logits = model.head.predict_next(model.hidden(whole), whole)
+        next_logits = model.head.predict_next(model.backbone(whole), whole)
         labels = whole.sample_labels
         next_loss = F.cross_entropy(next_logits[labels != IGNORE], labels[labels != IGNORE])
         torch.testing.assert_close(stats["nsp_loss"], next_loss, rtol=1e-5, atol=1e-6)
@@ -122,7 +122,7 @@ def test_both_tasks_are_learned(tmp_path: Path, one_thread) -> None:
     history = []
     for _ in range(180):
         (batch,) = loader.next()
-        loss, stats = objective.loss(model(batch), objective.count(batch))
+        loss, stats = objective.loss(model.sums(batch), objective.count(batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

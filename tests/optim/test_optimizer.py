@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llmtrain.optim.clip import clip_gradients
-from llmtrain.optim.optimizer import build_optimizer, freeze, named_state, scale_learning_rate
+from llmtrain.optim.optimizer import build_optimizer, freeze, frozen_names, named_state, scale_learning_rate
 from llmtrain.schema.optim import AdamWConfig
 from llmtrain.utils.errors import ConfigError
 from tests.helpers.models import make_model, random_batch, small_config
@@ -53,7 +53,7 @@ def test_first_steps_equal_torch_adamw():
     )
     for _ in range(3):
         for model, optim in ((ours, optimizer), (theirs, reference)):
-            model(random_batch())["loss"].backward()
+            model.sums(random_batch())["loss"].backward()
             optim.step()
             optim.zero_grad()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -65,7 +65,7 @@ def test_found_inf_skips_the_update_on_the_device():
     model = make_model(small_config())
     optimizer = build_optimizer(AdamWConfig(lr=0.1), model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model(random_batch())["loss"].backward()
+    model.sums(random_batch())["loss"].backward()
     optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -136,10 +136,10 @@ def test_the_schedule_scales_every_group_from_its_own_rate():
 
 def test_frozen_parameters_do_not_move_and_have_no_state():
     model = make_model(small_config())
-    freeze(model, ["backbone.embedding*", "backbone.blocks.[0].*"])
+    freeze(model, frozen_names(model, ["backbone.embedding*", "backbone.blocks.[0].*"]))
     optimizer = build_optimizer(AdamWConfig(lr=0.1), model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    model(random_batch())["loss"].backward()
+    model.sums(random_batch())["loss"].backward()
     optimizer.step()
     for name, value in model.named_parameters():
         frozen = name == "backbone.embedding.weight" or name.startswith("backbone.blocks.0.")
@@ -152,4 +152,4 @@ def test_frozen_parameters_do_not_move_and_have_no_state():
 )
 def test_freezing_nothing_or_everything_is_an_error(patterns, message):
     with pytest.raises(ConfigError, match=message):
-        freeze(make_model(small_config()), patterns)
+        frozen_names(make_model(small_config()), patterns)

@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,58 +15,12 @@ from llmtrain.checkpoint.read import resolve
 from llmtrain.compose.compose import compose
 from llmtrain.model.heads import MaskedHead, SampleHead
 from llmtrain.recipe.checkpointed import CARRIED, open_checkpoint, open_pretrained, start_from
-from llmtrain.recipe.context import BUILDERS, Context
-from llmtrain.schema.registry import builtin_registry
-from llmtrain.utils.errors import ConfigError, DataError
-from llmtrain.utils.run_directory import RunDirectory
-from llmtrain.utils.signals import StopFlag
+from llmtrain.utils.errors import ConfigError, DataError, ExitCode, Stopped
 from llmtrain.worker import DRY_RUNS, RECIPES
 from tests.helpers.command import metrics
 from tests.helpers.models import make_model
+from tests.helpers.recipes import TINY, call, context
 from tests.helpers.tasks import SMALL, write_classification, write_entities, write_questions
-
-TINY = ["train.steps=2", "precision=fp32", *SMALL]
-
-
-def context(run: Path | None = None) -> Context:
-    if run is not None:
-        run.mkdir(parents=True, exist_ok=True)
-    return Context(None if run is None else RunDirectory(run), builtin_registry(), BUILDERS, StopFlag())
-
-
-def call(verb: str, *words: str, run: Path | None = None) -> int:
-    (composed,) = compose(verb, words)
-    return RECIPES[verb](composed.config, context(run))
-
-
-def pretrain(run: Path, text: Path, *words: str) -> Path:
-    data = ["data=text", f"data.paths=[{text}]", "data.documents=paragraph", "data.validation_fraction=0"]
-    tokens = ["tokenizer=wordpiece", "tokenizer.vocab_size=120"]
-    assert call("pretrain", *data, *tokens, *TINY, *words, run=run) == 0
-    return run
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("recipes")
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path, sentences: Path) -> Path:
-    return pretrain(folder / "bert", sentences, "model=bert/debug", "objective=mlm_nsp")
-
-
-@pytest.fixture(scope="module")
-def decoder(folder: Path, sentences: Path) -> Path:
-    return pretrain(folder / "gpt", sentences, "model=gpt/debug")
-
-
-@pytest.fixture(scope="module")
-def tuned(folder: Path, encoder: Path) -> Path:
-    """A run that holds a tenth of 60 examples out."""
-    examples = write_classification(folder / "train.tsv", 60)
-    call("finetune", f"init_from={encoder}", f"task.paths=[{examples}]", *TINY, run=folder / "tuned")
-    return folder / "tuned"
 
 
 def test_longer_rows_than_the_model_has_positions_are_refused(tuned):
@@ -232,6 +185,23 @@ def test_a_training_that_ended_early_says_how_to_go_on(encoder, tmp_path, capsys
     assert "the same command with a greater length (now 3 steps) trains on" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["finetune", "predict", "evaluate"])
+def test_a_stop_is_heard_before_the_first_batch(verb, encoder, tuned, folder, tmp_path):
+    examples = folder / "train.tsv"
+    words = {
+        "finetune": [f"init_from={encoder}", f"task.paths=[{examples}]", *TINY],
+        "predict": [f"init_from={tuned}", f"input={examples}"],
+        "evaluate": [f"init_from={tuned}", f"paths=[{examples}]"],
+    }
+    (composed,) = compose(verb, words[verb])
+    surroundings = context(tmp_path / "run")
+    surroundings.stop.exit_code = ExitCode.TERMINATED
+    with pytest.raises(Stopped) as stopped:
+        RECIPES[verb](composed.config, surroundings)
+    assert stopped.value.exit_code == ExitCode.TERMINATED
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
 def test_questions_come_from_standard_input_as_json_lines(encoder, tmp_path, monkeypatch, capsys):
     examples = write_questions(tmp_path / "train.json", 8)
     words = ["task=question_answering/custom", f"task.paths=[{examples}]"]
@@ -273,20 +243,3 @@ def test_dry_run_of_a_task_reads_the_examples(encoder, folder, tmp_path, capsys)
     (composed,) = compose("finetune", [*words, "task.label_column=lable"])
     with pytest.raises(DataError, match="no column 'lable'"):
         DRY_RUNS["finetune"](composed.config, context())
-
-
-def test_much_unknown_text_is_told(encoder, tmp_path, capsys):
-    examples = tmp_path / "train.tsv"
-    examples.write_text("text\tlabel\n" + "\u4f60\u597d\ta\n\u518d\u89c1\tb\n" * 8)
-    call("finetune", f"init_from={encoder}", f"task.paths=[{examples}]", *TINY, run=tmp_path / "run")
-    assert "of the tokens are unknown to the tokenizer of init_from" in capsys.readouterr().out
-
-
-def test_numbers_of_another_size_and_too_few_examples_are_told(encoder, tmp_path, capsys):
-    examples = tmp_path / "train.tsv"
-    examples.write_text("text\tlabel\n" + "".join(f"the cat {i}\t{1000 * i}\n" for i in range(6)))
-    words = [f"init_from={encoder}", f"task.paths=[{examples}]", "task.target=number", *TINY]
-    call("finetune", *words, run=tmp_path / "run")
-    shown = capsys.readouterr().out
-    assert "the numbers to learn have mean 2,500 and deviation 1,708" in shown
-    assert "task.validation_fraction=0.1 of 6 examples is none: there will be no scores" in shown

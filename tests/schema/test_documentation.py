@@ -11,6 +11,7 @@ from llmtrain.schema.docs import field_docs
 from llmtrain.schema.load import field_types, strip_optional
 from llmtrain.schema.registry import BUILTIN
 from llmtrain.schema.roots import ROOTS
+from llmtrain.schema.verify import VerifyWords
 
 
 def schemas() -> list[type]:
@@ -23,7 +24,7 @@ def schemas() -> list[type]:
             if dataclasses.is_dataclass(bare) and bare not in found:
                 visit(bare)
 
-    for schema in [*ROOTS.values(), *(kind for kinds in BUILTIN.values() for kind in kinds)]:
+    for schema in [*ROOTS.values(), VerifyWords, *(kind for kinds in BUILTIN.values() for kind in kinds)]:
         visit(schema)
     return list(found)
 

@@ -30,9 +30,11 @@ CASES = [
     ),
     ("pretrain", ["train.micro_batch_size=5"], "does not split evenly", "train.batch_size=15 or 20"),
     ("pretrain", ["train.batch_size=4", "train.micro_batch_size=8"], "does not split", "train.batch_size=8"),
-    ("pretrain", ["launch.num_processes=3"], "launch.num_processes=3", "15 or 18"),
+    ("pretrain", ["launch.num_processes=3"], "by 3 processes that share it", "15 or 18"),
     ("pretrain", ["launch.num_processes=2", "train.micro_batch_size=32"], "2", "train.batch_size=64"),
-    ("pretrain", ["parallel.dp_replicate=2", "launch.num_processes=4"], "needs 2 processes", "=-1"),
+    ("pretrain", ["parallel.dp_replicate=2", "launch.num_processes=4"], "needs 2 processes", "=2, or"),
+    ("pretrain", ["parallel.tp=3"], "cannot share out evenly: 4 attention heads (by 3)", "=1, 2 or 4"),
+    ("pretrain", ["parallel.pp=8", "launch.device=cpu"], "8 stages", "parallel.pp=1, 2, 3 or 4"),
     ("pretrain", ["launch.device=mps", "launch.num_processes=2"], "mps takes one process", "cpu"),
     ("pretrain", ["data=text"], "data.paths is empty", "data.paths=[a.txt"),
     ("pretrain", ["data=text", "data.paths=['']"], "empty path", "remove"),
@@ -67,6 +69,7 @@ CASES = [
     ("finetune", [RUN], "task.paths is empty", "task.paths=[train.tsv]"),
     ("finetune", [*TUNE, "task.validation_paths=[a.tsv]"], "on the same file", "validation_fraction"),
     ("finetune", [*TUNE, "train.epochs=null", "train.tokens=9"], "not set in tokens", "train.epochs"),
+    ("finetune", [*TUNE, "parallel.cp=2", "launch.device=cpu"], "take whole rows", "parallel.cp=1"),
     ("finetune", [*TUNE, "task.metric=accurcy"], "no score 'accurcy'", "'accuracy'"),
     ("finetune", [*TUNE, "task.target=number", "task.metric=accuracy"], "no score 'accuracy'", "pearson"),
     ("finetune", [*TUNE, "eval.max_tokens=9"], "evaluates all", "task.validation_paths"),
@@ -98,6 +101,7 @@ def test_all_of_them_at_once() -> None:
     [
         ["launch.num_processes=4", "train.micro_batch_size=4"],
         ["launch.num_processes=2", "parallel.dp_replicate=2"],
+        ["parallel.tp=2", "parallel.pp=2", "launch.num_processes=4"],
         ["schedule.warmup=19", "train.steps=20"],
         ["train.minutes=1", "train.steps=5"],
         ["model.vocab_size=8192"],
@@ -105,6 +109,10 @@ def test_all_of_them_at_once() -> None:
 )
 def test_what_is_fine(words: list[str]) -> None:
     assert problems("pretrain", *words) == []
+
+
+def test_preparing_takes_one_process_whatever_the_layout() -> None:
+    assert problems("prepare", "parallel.tp=3", "launch.num_processes=64") == []
 
 
 @pytest.mark.parametrize("target", ["label", "labels", "number"])

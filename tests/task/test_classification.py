@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llmtrain.data import wordpiece
 from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.data.examples import ExampleRows
-from llmtrain.data.samples import PackedRow
+from llmtrain.data.samples import PackedRow, Sample
 from llmtrain.data.tokenizer import Tokenizer, bytes_tokenizer
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model, materialise
@@ -202,7 +202,7 @@ def test_losses_are_those_of_torch(
     batch = batch_of(task, bert, *targets)
     with torch.no_grad():
         counts = {name: float(count) for name, count in task.count(batch).items()}
-        loss, stats = task.loss(model(batch), counts)
+        loss, stats = task.loss(model.sums(batch), counts)
         scores = task.output(model.predict(batch), batch)
     assert scores.shape == (len(targets) + 1, task.num_outputs)
     assert stats["loss"] == loss
@@ -232,8 +232,9 @@ def test_parts_of_a_batch_add_up(bert: Tokenizer) -> None:
 # Predictions and scores
 
 
-def decode(task: Classification, outputs: list[list[float]], examples: list[Example]) -> list[dict]:
-    return task.decode(np.array(outputs, np.float32), [], examples)
+def decode(task: Classification, outputs: Any, examples: list[Example], cut: int = 0) -> list[dict]:
+    samples = [Sample(np.zeros(8), np.zeros(8), number, cut=cut) for number in range(len(examples))]
+    return task.decode(np.array(outputs, np.float32), samples, examples)
 
 
 def test_predicted_labels() -> None:
@@ -270,6 +271,19 @@ def test_predicted_sets_and_numbers() -> None:
     assert number == {"text": "text 0", "expected": 2.0, "number": 1.1}
 
 
+def test_what_was_cut_off_is_counted_and_told(bert: Tokenizer) -> None:
+    examples = [
+        Example("a:1", "good film"),
+        Example("a:2", "no " * 10),
+        Example("a:3", "no " * 10, "a a a a"),
+    ]
+    samples = task_for().encode(examples, bert, 8)
+    assert [sample.cut for sample in samples] == [0, 4, 9]
+    whole, part, _ = task_for().decode(np.zeros((3, 3), np.float32), samples, examples)
+    assert "cut_tokens" not in whole
+    assert part["cut_tokens"] == 4
+
+
 @given(st.integers(2, 4), st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=25)
 def test_scores_of_labels(num: int, seed: int) -> None:
@@ -280,7 +294,7 @@ def test_scores_of_labels(num: int, seed: int) -> None:
     outputs = generator.normal(size=(30, num)) + np.eye(num)[true]
     examples = examples_of(*(names[i] for i in true)).items
     predicted = outputs.argmax(axis=1)
-    scores = task.score(task.decode(outputs, [], examples), examples)
+    scores = task.score(decode(task, outputs, examples), examples)
     assert set(scores) >= set(task.config.metrics()) - {"loss"}
     average = "binary" if num == 2 else "macro"
     f1 = sklearn.metrics.f1_score(true, predicted, average=average, zero_division=0)
@@ -357,7 +371,7 @@ def test_it_learns(bert: Tokenizer) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(50):
         batch = rows.collate([rows.read(step * 20 + i) for i in range(20)])
-        loss, _ = task.loss(model(batch), {name: float(n) for name, n in task.count(batch).items()})
+        loss, _ = task.loss(model.sums(batch), {name: float(n) for name, n in task.count(batch).items()})
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

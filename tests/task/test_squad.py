@@ -38,7 +38,7 @@ REAL = [
 
 def preset(name: str, **changes: Any) -> QuestionAnsweringTask:
     values = yaml.safe_load((CONFIGS / f"task/question_answering/{name}.yaml").read_text(encoding="utf-8"))
-    return build(QuestionAnsweringTask, values | changes, builtin_registry())
+    return build(QuestionAnsweringTask, values["task"] | changes, builtin_registry())
 
 
 def squad(*questions: Any, context: str = CONTEXT) -> dict[str, Any]:

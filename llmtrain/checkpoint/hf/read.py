@@ -21,6 +21,7 @@ from llmtrain.checkpoint.hf.families import FAMILIES, family_named
 from llmtrain.checkpoint.hf.family import Family
 from llmtrain.data import wordpiece
 from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.data.tokenizer_settings import SETTINGS, read_settings
 from llmtrain.model.build import MODELS
 from llmtrain.model.layers.embedding import padded_size
 from llmtrain.schema.model import ModelConfig
@@ -43,13 +44,13 @@ class HFModel:
     Attributes:
         config: of the backbone, with `vocab_size`.
         tensors: our name -> tensor, fp32 on the CPU; rows of the vocabulary are padded as the config says.
-        tokenizer_json: content of a `tokenizer.json`.
+        tokenizer: with the end token that its settings name, if any.
         unknown: keys of the file that stand for nothing here.
     """
 
     config: ModelConfig
     tensors: dict[str, Tensor]
-    tokenizer_json: str
+    tokenizer: Tokenizer
     unknown: list[str]
 
 
@@ -81,9 +82,9 @@ def read_hf(path: Path, families: Mapping[str, Family] = FAMILIES) -> HFModel:
     tensors, unknown = translate(read_weights(path), family)
     pad_vocabulary(tensors, config, family)
     check_backbone(tensors, config, unknown, family, where)
-    tokenizer_json = read_tokenizer(path)
-    check_tokenizer(tokenizer_json, config, str(path))
-    return HFModel(config, tensors, tokenizer_json, sorted(unknown))
+    tokenizer = read_tokenizer(path)
+    check_tokenizer(tokenizer, config, str(path))
+    return HFModel(config, tensors, tokenizer, sorted(unknown))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -203,12 +204,12 @@ def check_backbone(
         )  # fmt: skip
 
 
-def read_tokenizer(path: Path) -> str:
-    """Content of `tokenizer.json`, or of one that is made of `vocab.txt` (WordPiece).
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of `tokenizer.json`, or one that is made of `vocab.txt` (WordPiece).
 
     Raises:
         ConfigError: there is neither.
-        DataError: it cannot be read.
+        DataError: it cannot be read, or is none.
     """
     file = path / TOKENIZER if (path / TOKENIZER).is_file() else path / VOCABULARY
     if not file.is_file():
@@ -219,20 +220,20 @@ def read_tokenizer(path: Path) -> str:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the tokenizer cannot be read: {error}", str(file), "get the file again") from error
-    if file.name == TOKENIZER:
-        return text
-    settings = wordpiece.settings(file, lowercase=True)
-    tokenizer_json: str = wordpiece.from_vocab(wordpiece.read_vocab(text), **settings).to_str()
-    return tokenizer_json
+    if file.name != TOKENIZER:
+        text = wordpiece.from_vocab(
+            wordpiece.read_vocab(text), **wordpiece.settings(file, lowercase=True)
+        ).to_str()
+    return Tokenizer.from_json(text, settings=read_settings(path / SETTINGS))
 
 
-def check_tokenizer(tokenizer_json: str, config: ModelConfig, where: str) -> None:
+def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, where: str) -> None:
     """Compare the tokenizer with the embedding.
 
     Raises:
-        DataError: it is none, or has ids that the embedding has not.
+        DataError: it has ids that the embedding has not.
     """
-    size = Tokenizer.from_json(tokenizer_json).vocab_size
+    size = tokenizer.vocab_size
     if config.vocab_size is not None and size > config.vocab_size:
         raise DataError(
             f"the tokenizer has {size} tokens, and the embedding only {config.vocab_size}",

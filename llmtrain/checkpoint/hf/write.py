@@ -17,6 +17,7 @@ from llmtrain.checkpoint.hf.families import FAMILIES, family_of
 from llmtrain.checkpoint.hf.family import Family
 from llmtrain.checkpoint.hf.read import CONFIG, TOKENIZER, VOCABULARY, WEIGHTS
 from llmtrain.data.tokenizer import SPECIAL
+from llmtrain.data.tokenizer_settings import SETTINGS
 from llmtrain.schema.model import ModelConfig
 from llmtrain.utils.errors import ConfigError
 from llmtrain.utils.io import fsync_directory
@@ -31,6 +32,7 @@ def write_hf(
     tensors: Mapping[str, Tensor],
     tokenizer_json: str,
     *,
+    end_token: str | None = None,
     labels: Sequence[str] = (),
     problem_type: str | None = None,
     families: Mapping[str, Family] = FAMILIES,
@@ -42,6 +44,7 @@ def write_hf(
         config: of the backbone, with `vocab_size`.
         tensors: our name -> tensor, tied ones once; the heads among them decide the architecture.
         tokenizer_json: content of a `tokenizer.json`.
+        end_token: of the tokenizer, where it is not the one to be expected.
         labels: names of the classes, in the order of their numbers.
         problem_type: for classifiers: single_label_classification, multi_label_classification, regression.
         families: what can be written.
@@ -61,7 +64,7 @@ def write_hf(
     architecture, theirs = translate_back(tensors, config, family)
     content |= {"model_type": family.model_type, "architectures": [architecture], "torch_dtype": "float32"}
     content |= label_settings(tensors, labels, problem_type)
-    texts, special = tokenizer_files(tokenizer_json, config.max_positions)
+    texts, special = tokenizer_files(tokenizer_json, config.max_positions, end_token)
     content |= special
     texts[CONFIG] = json_text(content)
     publish(path, theirs, texts)
@@ -107,12 +110,15 @@ def label_settings(
     }
 
 
-def tokenizer_files(tokenizer_json: str, max_positions: int) -> tuple[dict[str, str], dict[str, Any]]:
+def tokenizer_files(
+    tokenizer_json: str, max_positions: int, end_token: str | None
+) -> tuple[dict[str, str], dict[str, Any]]:
     """The files of a tokenizer by name, and what `config.json` says about it.
 
     Args:
         tokenizer_json: content of a `tokenizer.json`.
         max_positions: longest row of the model.
+        end_token: to be named among the settings, or None.
     """
     inner = json.loads(tokenizer_json)
     vocab: dict[str, int] = {token["content"]: token["id"] for token in inner.get("added_tokens", [])}
@@ -128,6 +134,8 @@ def tokenizer_files(tokenizer_json: str, max_positions: int) -> tuple[dict[str, 
             settings[attribute.removesuffix("_id") + "_token"] = token
     if unknown := inner["model"].get("unk_token"):
         settings["unk_token"] = unknown
+    if end_token is not None:
+        settings["eos_token"] = end_token
     texts = {TOKENIZER: tokenizer_json}
     if wordpiece:
         normalizer = inner.get("normalizer") or {}
@@ -137,7 +145,7 @@ def tokenizer_files(tokenizer_json: str, max_positions: int) -> tuple[dict[str, 
             "tokenize_chinese_chars": bool(normalizer.get("handle_chinese_chars", True)),
         }
         texts[VOCABULARY] = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.__getitem__))
-    texts["tokenizer_config.json"] = json_text(settings)
+    texts[SETTINGS] = json_text(settings)
     pad = settings.get("pad_token")
     return texts, {"pad_token_id": None if pad is None else vocab[pad]}
 
@@ -162,6 +170,9 @@ def publish(path: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> No
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
+        (temporary / WEIGHTS).chmod(
+            (temporary / CONFIG).stat().st_mode
+        )  # safetensors gives it to its owner only
         for name in (WEIGHTS, *texts):
             durable_entry(temporary / name)
         fsync_directory(temporary)

@@ -10,10 +10,13 @@ The eager reference is `linear_cross_entropy_reference`; the switch is `LLMTRAIN
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,6 +27,24 @@ MAX_LOGITS = 1 << 26
 
 LossAndCorrect = tuple[Tensor, Tensor | None]
 """Sum of cross-entropies, and how many labels have the highest score of their row (if it was asked for)."""
+
+
+@dataclass(frozen=True)
+class VocabularyShard:
+    """The classes of this process where several share the vocabulary; each has all rows of hidden states.
+
+    Attributes:
+        group: the processes.
+        start: class that the first row of the own weight stands for.
+    """
+
+    group: dist.ProcessGroup
+    start: int
+
+    def reduce(self, values: Tensor, how: Any) -> Tensor:
+        """Reduce over the processes, in place."""
+        dist.all_reduce(values, how, group=self.group)
+        return values
 
 
 def linear_cross_entropy_reference(
@@ -51,6 +72,7 @@ def linear_cross_entropy(
     vocab: int,
     bias_V: Tensor | None = None,
     count_correct: bool = False,
+    shard: VocabularyShard | None = None,
 ) -> LossAndCorrect:
     """Sum of cross-entropies of ``softmax(hidden @ weight[:vocab].T + bias[:vocab])`` at the labels.
 
@@ -61,12 +83,14 @@ def linear_cross_entropy(
         vocab: number of real classes.
         bias_V: added to the logits in fp32; entries from `vocab` on are left out.
         count_correct: count the rows whose label has the highest logit.
+        shard: weight, bias and `vocab` are a share of the classes, and `vocab` may be 0; labels are those of
+            all. Collective; loss and gradient of the hidden states are whole in every process.
 
     Returns:
         loss: scalar, fp32 (fp64 for fp64 inputs).
         correct: scalar of the same format without a gradient, or None.
     """
-    if os.environ.get("LLMTRAIN_KERNELS") == "0":
+    if os.environ.get("LLMTRAIN_KERNELS") == "0" and shard is None:
         return linear_cross_entropy_reference(hidden_ND, weight_VD, labels_N, vocab, bias_V, count_correct)
     if not torch.is_grad_enabled():  # the function below sees only whether the inputs could have gradients
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
@@ -76,7 +100,7 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
     with torch.autocast(device, enabled=False):
         loss, correct = _LinearCrossEntropy.apply(
-            hidden_ND, weight_VD, bias_V, labels_N, vocab, dtype, count_correct
+            hidden_ND, weight_VD, bias_V, labels_N, vocab, dtype, count_correct, shard
         )
     return loss, correct if count_correct else None
 
@@ -94,45 +118,54 @@ class _LinearCrossEntropy(torch.autograd.Function):
         vocab: int,
         dtype: torch.dtype,
         count_correct: bool,
+        shard: VocabularyShard | None,
     ) -> tuple[Tensor, Tensor]:
         sum_dtype = torch.promote_types(dtype, torch.float32)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        weight = weight_VD[:vocab].to(dtype)
-        total, correct = hidden_ND.new_zeros((2,), dtype=sum_dtype)
+        num = max(1, vocab)  # of a share without a real class, one row takes part with a probability of 0
+        weight = weight_VD[:num].to(dtype)
+        start = 0 if shard is None else shard.start
+        total, correct = (hidden_ND.new_zeros((), dtype=sum_dtype) for _ in range(2))
         grad_hidden = torch.empty_like(hidden_ND) if need_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=sum_dtype) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=sum_dtype) if need_bias and bias_V is not None else None
-        rows = max(1, MAX_LOGITS // vocab)
-        for start in range(0, len(hidden_ND), rows):
-            part = slice(start, start + rows)
+        rows = max(1, MAX_LOGITS // num)
+        for first in range(0, len(hidden_ND), rows):
+            part = slice(first, first + rows)
             hidden, labels = hidden_ND[part].to(dtype), labels_N[part, None]
             labelled = labels != IGNORE
-            target = labels.where(labelled, 0)
+            own = labelled if shard is None else (labels >= start) & (labels < start + vocab)
+            target = (labels - start).where(own, 0)
             logits = F.linear(hidden, weight).to(sum_dtype)
             if bias_V is not None:
-                logits += bias_V[:vocab]
-            if count_correct:
-                highest, best = logits.max(dim=1, keepdim=True)
+                logits += bias_V[:num]
+            if vocab == 0:
+                logits.fill_(-math.inf)
+            highest, best = highest_logits(logits, start, count_correct, shard)
+            if best is not None:
                 correct += (best == labels).sum()
-            else:
-                highest = logits.amax(dim=1, keepdim=True)
             scores = logits.gather(1, target)
             # From here on in place: a fresh block of logits costs more in page faults than an operation.
             shares = logits.sub_(highest).exp_()
             sums = shares.sum(dim=1, keepdim=True)
+            if shard is not None:
+                both = torch.cat([sums, scores.where(own, 0)], dim=1)
+                sums, scores = shard.reduce(both, dist.ReduceOp.SUM).split(1, dim=1)
             total += (sums.log() + highest - scores).where(labelled, 0).sum()
             if not (need_hidden or need_weight or need_bias):
                 continue
             # d loss / d logits = softmax - one-hot, and nothing where there is no label.
             grad_logits = shares.mul_(labelled / sums)
-            grad_logits.scatter_add_(1, target, -labelled.to(sum_dtype))
+            grad_logits.scatter_add_(1, target, -own.to(sum_dtype))
             if grad_bias is not None:
-                grad_bias[:vocab] += grad_logits.sum(dim=0)
+                grad_bias[:num] += grad_logits.sum(dim=0)
             grad_logits = grad_logits.to(dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:
-                grad_weight[:vocab] += grad_logits.T @ hidden
+                grad_weight[:num] += grad_logits.T @ hidden
+        if shard is not None and grad_hidden is not None:
+            shard.reduce(grad_hidden, dist.ReduceOp.SUM)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         ctx.mark_non_differentiable(correct)
@@ -149,4 +182,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = (grad_weight * grad).to(weight_dtype)
         if grad_bias is not None:
             grad_bias = (grad_bias * grad).to(bias_dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+
+
+def highest_logits(
+    logits_NV: Tensor, start: int, locate: bool, shard: VocabularyShard | None
+) -> tuple[Tensor, Tensor | None]:
+    """The highest logit of each row among all classes, (N, 1), and (to `locate`) its class, (N, 1)."""
+    if not locate:
+        highest_N1 = logits_NV.amax(dim=1, keepdim=True)
+        return (highest_N1 if shard is None else shard.reduce(highest_N1, dist.ReduceOp.MAX)), None
+    highest_N1, best_N1 = logits_NV.max(dim=1, keepdim=True)
+    if shard is None:
+        return highest_N1, best_N1
+    own_N1 = highest_N1.clone()
+    shard.reduce(highest_N1, dist.ReduceOp.MAX)
+    nobody = torch.iinfo(best_N1.dtype).max
+    best_N1 = (best_N1 + start).where(own_N1 == highest_N1, nobody)
+    return highest_N1, shard.reduce(best_N1, dist.ReduceOp.MIN)

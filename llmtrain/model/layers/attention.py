@@ -75,6 +75,24 @@ def _explicit_is_faster(q_BHTK: Tensor, k_BGTK: Tensor, dropout: float) -> bool:
     )
 
 
+class AttentionCore(nn.Module):
+    """What is between the projections of an attention layer; layouts that share out heads hook in here.
+
+    Args:
+        dropout: on attention weights.
+        causal: whether a position sees only what stands before it.
+    """
+
+    def __init__(self, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.dropout, self.causal = dropout, causal
+
+    def forward(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Tensor | None) -> Tensor:
+        """See `attention`; (B, H, T, K)."""
+        dropout = self.dropout if self.training else 0.0
+        return attention(q_BHTK, k_BGTK, v_BGTK, mask, dropout, self.causal)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with optional grouped keys and values and rotary positions.
 
@@ -95,11 +113,10 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.head_dim = dim // num_heads
-        self.dropout = dropout
-        self.causal = causal
         self.query = nn.Linear(dim, num_heads * self.head_dim, bias=bias)
         self.key = nn.Linear(dim, num_kv_heads * self.head_dim, bias=bias)
         self.value = nn.Linear(dim, num_kv_heads * self.head_dim, bias=bias)
+        self.core = AttentionCore(dropout, causal)
         self.out = nn.Linear(num_heads * self.head_dim, dim, bias=bias)
 
     def forward(self, x_BTD: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
@@ -110,8 +127,7 @@ class SelfAttention(nn.Module):
         )
         if rotation is not None:
             q_BHTK, k_BGTK = rotate(q_BHTK, rotation), rotate(k_BGTK, rotation)
-        dropout = self.dropout if self.training else 0.0
-        y_BHTK = attention(q_BHTK, k_BGTK, v_BGTK, mask, dropout, self.causal)
+        y_BHTK = self.core(q_BHTK, k_BGTK, v_BGTK, mask)
         return self.out(y_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -119,8 +135,11 @@ def fused_linear(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """Several linear layers on one input as one matrix product.
 
     The weights are joined anew in each call: they are small beside the activations, and one product
-    reads (and under autocast casts) the input once.
+    reads (and under autocast casts) the input once. Layers that are more than their weights (shared out
+    over processes) are called one by one.
     """
+    if type(x) is not Tensor:
+        return tuple(layer(x) for layer in layers)
     weight = torch.cat([layer.weight for layer in layers])
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
     return F.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)

@@ -1,4 +1,7 @@
-"""A worker without torch: does what `RUN/script.json` says for its rank."""
+"""A worker without torch: does what `RUN/script.json` says for its rank.
+
+A list of actions is one for each start of the workers; the last one is repeated.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,24 @@ def end(run: RunDirectory, rank: int, code: int, message: str = "") -> None:
     sys.exit(code)
 
 
-def wait_for_all(run: RunDirectory, world: int) -> None:
+def count_start(run: RunDirectory, rank: int) -> int:
+    """Number of this start, from 0; leaves a trace for the peers, and the name of the store for the test."""
+    attempt = len(list(run.path.glob(f"start-*-{rank}")))
+    (run.path / f"start-{attempt}-{rank}").write_text(os.environ["LLMTRAIN_STORE"])
+    return attempt
+
+
+def wait_for_all(run: RunDirectory, attempt: int, world: int) -> None:
     """Until every worker has started."""
-    while len(list(run.path.glob("pid-*"))) < world:
+    while len(list(run.path.glob(f"start-{attempt}-*"))) < world:
         time.sleep(0.01)
+
+
+def die(run: RunDirectory, number: int, step: int | None = None) -> None:
+    """End by a signal, after a checkpoint if a step is given."""
+    if step is not None:
+        (run.checkpoints / f"step-{step:08}").mkdir(parents=True)
+    os.kill(os.getpid(), number)
 
 
 def main() -> None:
@@ -37,8 +54,12 @@ def main() -> None:
     (run.path / f"environment-{rank}.json").write_text(json.dumps(dict(os.environ)))
     (run.path / f"pid-{rank}.tmp").write_text(str(os.getpid()))
     os.rename(run.path / f"pid-{rank}.tmp", run.path / f"pid-{rank}")
-    action, *rest = json.loads((run.path / "script.json").read_text())[rank]
-    wait_for_all(run, world)
+    attempt = count_start(run, rank)
+    actions = json.loads((run.path / "script.json").read_text())[rank]
+    action, *rest = actions if isinstance(actions[0], str) else actions[min(attempt, len(actions) - 1)]
+    wait_for_all(run, attempt, world)
+    if action == "die":
+        die(run, *rest)
     if action == "end":
         end(run, rank, rest[0])
     if action == "fail":

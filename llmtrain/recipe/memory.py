@@ -1,0 +1,68 @@
+"""What a layout costs each process, by arithmetic on a model without memory."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+from llmtrain.model.assembled import Assembled
+from llmtrain.model.plan import Split
+from llmtrain.optim.optimizer import block_number
+from llmtrain.schema.parallel import Degrees
+
+LEARNED_BYTES = 16
+"""Of a number that learns: its value, its gradient and AdamW's two moments, all in fp32."""
+
+FROZEN_BYTES = 4
+"""Of a number that does not."""
+
+SHARED = {Split.columns: 0, Split.lookup: 0, Split.vocabulary: 0, Split.rows: 1}
+"""Dimension of a weight that tensor parallelism shares out; what else a plan names stays whole."""
+
+
+def state_bytes(model: Assembled, degrees: Degrees, blocks: Sequence[range]) -> list[int]:
+    """Bytes of parameters, gradients and optimizer state in a process, for each place along the pipeline.
+
+    Each process holds the blocks of its stages; the first stage the embeddings, the last one the last norm
+    and the head, and the embedding again where the head shares its weight. Of what the model's plan shares
+    out it holds one part of tp, and of that one part of dp_shard x cp, cut along the first dimension and
+    rounded up. Not counted: activations, weights while they are gathered, copies in bf16.
+
+    Args:
+        model: on the meta device, whole; what is frozen has neither gradient nor moments.
+        degrees: of parallelism.
+        blocks: numbers of the blocks of each stage; stage s is at place s % pp.
+    """
+    splits = tensor_splits(model)
+    held: list[dict[int, int]] = [{} for _ in range(degrees.pp)]
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        stage = stage_of(name, blocks)
+        module = name.rpartition(".")[0]
+        shape, dim = list(parameter.shape), SHARED.get(splits.get(module, Split.whole))
+        if dim is not None and dim < len(shape):
+            shape[dim] //= degrees.tp
+        shape[0] = -(-shape[0] // (degrees.dp_shard * degrees.cp))
+        size = LEARNED_BYTES if parameter.requires_grad else FROZEN_BYTES
+        for length in shape:
+            size *= length
+        held[stage % degrees.pp][id(parameter)] = size
+    return [sum(sizes.values()) for sizes in held]
+
+
+def stage_of(name: str, blocks: Sequence[range]) -> int:
+    """Number of the stage that holds a parameter."""
+    number = block_number(name)
+    if number >= 0:
+        return next(stage for stage, numbers in enumerate(blocks) if number in numbers)
+    return len(blocks) - 1 if name.startswith(("head.", "backbone.norm.")) else 0
+
+
+def tensor_splits(model: Assembled) -> dict[str, Split]:
+    """What the plans of backbone and head say of each module, by its name; of others they say nothing."""
+    found = {}
+    for prefix, part in (("backbone", model.backbone), ("head", model.head)):
+        for pattern, split in (part.tensor_plan() or {}).items():
+            for name, _ in part.named_modules():
+                if fnmatch.fnmatchcase(name, pattern):
+                    found[f"{prefix}.{name}" if name else prefix] = split
+    return found

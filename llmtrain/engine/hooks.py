@@ -84,7 +84,7 @@ class EvaluateHook(Hook):
         evaluate: finds the scores.
         metric: score by which the best step is chosen: of `loss` the lowest, of others the highest, and of
             equal ones that with the lower loss.
-        patience: end the training after so many evaluations without a new best one, or None.
+        patience: end the training after so many evaluations without a better score, or None.
     """
 
     def __init__(self, every: int, evaluate: Evaluator, metric: str, patience: int | None = None) -> None:
@@ -116,12 +116,12 @@ class EvaluateHook(Hook):
         if result is None:
             return
         state.validation = result.scores
+        before = state.best_score
         if self._better(result.scores, state):
             state.best_score, state.best_loss = result.scores[self.metric], result.scores["loss"]
-            state.best_step, state.stale_evaluations = state.step, 0
+            state.best_step = state.step
             result.keep()
-        else:
-            state.stale_evaluations += 1
+        state.stale_evaluations = 0 if state.best_score != before else state.stale_evaluations + 1
         record: dict[str, Any] = {"kind": "validation", "step": state.step}
         record |= {f"validation_{name}": value for name, value in result.scores.items()}
         record |= {f"validation_{name}": _plain(value) for name, value in result.counts.items()}

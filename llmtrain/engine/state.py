@@ -20,7 +20,7 @@ class TrainState:
         best_score: best validation score so far, by the run's metric.
         best_loss: validation loss there.
         best_step: the step that reached it.
-        stale_evaluations: evaluations since then.
+        stale_evaluations: evaluations since the score has become better.
         validation: the last scores that were measured, by name.
         evaluation_due: an evaluation at this step was cut off by a stop; it comes first after a restart.
     """

@@ -43,9 +43,21 @@ def labelled(hidden_BTD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return hidden_ND.index_select(0, kept), labels_N.index_select(0, kept)
 
 
-def class_weights(weights: Sequence[float], device: torch.device) -> Tensor | None:
-    """Weights of classes for a loss function; none where there are none."""
-    return torch.tensor(list(weights), dtype=torch.float32, device=device) if weights else None
+class ClassWeights:
+    """Weights of classes for a loss function; copied to a device once, not in each forward pass.
+
+    Args:
+        values: one for each class; none is 1 for all.
+    """
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self._values = torch.tensor(list(values), dtype=torch.float32, device="cpu") if values else None
+
+    def on(self, device: torch.device) -> Tensor | None:
+        """The weights on a device; None where there are none."""
+        if self._values is not None and self._values.device != device:
+            self._values = self._values.to(device)
+        return self._values
 
 
 def local(parameter: Any) -> Tensor | None:
@@ -296,7 +308,7 @@ class SampleHead(Head):
         assert len(weights) in (0, num_outputs), (len(weights), num_outputs)
         if pool is Pool.auto:
             pool = Pool.last if backbone.causal else Pool.first
-        self.pool, self.target, self.weights = pool, target, weights
+        self.pool, self.target, self.weights = pool, target, ClassWeights(weights)
         has_pooler = pool is Pool.first and not backbone.causal
         self.pooler = Pooler(backbone.dim) if has_pooler else None
         self.dropout = Dropout(backbone.dropout_rate)
@@ -306,7 +318,7 @@ class SampleHead(Head):
         """Sums over the samples: `loss` (fp32 scalar), weighted where there are weights."""
         assert batch.sample_labels is not None
         scores_NC, targets = self.predict(hidden_BTD, batch).flatten(0, 1), batch.sample_labels.flatten(0, 1)
-        weights = class_weights(self.weights, scores_NC.device)
+        weights = self.weights.on(scores_NC.device)
         if self.target is Target.label:
             return {
                 "loss": F.cross_entropy(scores_NC, targets, weights, ignore_index=IGNORE, reduction="sum")
@@ -368,7 +380,7 @@ class TokenHead(Head):
     def __init__(self, backbone: Backbone, num_labels: int, weights: Sequence[float] = ()) -> None:
         super().__init__()
         assert len(weights) in (0, num_labels), (len(weights), num_labels)
-        self.weights = weights
+        self.weights = ClassWeights(weights)
         self.dropout = Dropout(backbone.dropout_rate)
         self.classifier = Scores(backbone.dim, num_labels)
 
@@ -376,7 +388,7 @@ class TokenHead(Head):
         """Sums over the labelled positions: `loss` (fp32 scalar), weighted where there are weights."""
         hidden_ND, labels_N = labelled(hidden_BTD, batch)
         scores_NC = self.classifier(self.dropout(hidden_ND))
-        weights = class_weights(self.weights, scores_NC.device)
+        weights = self.weights.on(scores_NC.device)
         return {"loss": F.cross_entropy(scores_NC, labels_N, weights, ignore_index=IGNORE, reduction="sum")}
 
     def predict(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:

@@ -32,6 +32,7 @@ def parameter_groups(
             decays = parameter.ndim >= 2 and (config.decay_embeddings or name not in embeddings)
             distance = distance_from_head(name, num_blocks) if config.layer_decay < 1 else 0
             groups.setdefault((decays, distance), []).append(parameter)
+    nothing: dict[str, Any] = {"params": [], "lr": config.lr}  # a stage of a pipeline may be all frozen
     return [
         {
             "params": groups[decays, distance],
@@ -39,7 +40,7 @@ def parameter_groups(
             "lr": config.lr * config.layer_decay**distance,
         }
         for decays, distance in sorted(groups, key=lambda key: (not key[0], key[1]))
-    ]
+    ] or [nothing]
 
 
 def block_number(name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class Stage(nn.Module):
         last: whether it is the last stage.
         tied: whether the head shares the weight of the embedding.
         context: makes the context in which the forward pass runs.
+        seed: called with the number of a microbatch before it is trained on.
     """
 
     def __init__(
@@ -63,12 +65,13 @@ class Stage(nn.Module):
         last: bool,
         tied: bool,
         context: Callable[[], AbstractContextManager[object]],
+        seed: Callable[[int], None],
     ) -> None:
         super().__init__()
         self.is_first, self.is_last = first, last
         self.numbers = [str(number) for number in blocks]
         self._model = (model,)  # in a tuple, so that it does not become a part of this module
-        self._context = context
+        self._context, self._seed = context, seed
         backbone = model.backbone
         if first:
             outer = ("blocks", "norm")
@@ -84,6 +87,7 @@ class Stage(nn.Module):
         x_BTD: Tensor | None = None,
         batch: Batch | None = None,
         output: Output | None = None,
+        number: Tensor | None = None,
         **fields: Any,
     ) -> Tensor | tuple[Tensor | Sums, Tensor | None]:
         """Its part of a forward pass.
@@ -92,12 +96,15 @@ class Stage(nn.Module):
             x_BTD: the stream that the stage before gave; None for the first one.
             batch: what to measure.
             output: what to keep of the predictions when measuring.
-            fields: of the batch to train on, as torch's schedules pass them.
+            number: of the microbatch to train on, (1,) on the CPU.
+            fields: of the microbatch, as torch's schedules pass them.
 
         Returns:
             in training the stream, (B, T, D), or of the last stage the head's sums, one after another; when
             measuring the stream or the sums by name, and what was asked for of the predictions.
         """
+        if number is not None:
+            self._seed(int(number))
         result, kept = self._work(x_BTD, batch or Batch(**fields), output)
         if batch is not None:
             return result, kept
@@ -146,6 +153,7 @@ class Pipelined(Layout):
                 last=number == self.num_stages - 1,
                 tied=tied,
                 context=lambda: autocast(mesh.device, precision),
+                seed=partial(self._seed_stage, number),
             )
             for number in range(mesh.coordinate["pp"], self.num_stages, mesh.degrees.pp)
         }
@@ -158,22 +166,27 @@ class Pipelined(Layout):
         self.ends = ends_of_pipelines(mesh) if tied else None
         self._runner: Any = None
         self._weigh: Weigh | None = None
+        self._seed: Callable[[int], None] = lambda number: None
         self._stats: dict[str, Tensor] = {}
 
     def accumulate(
         self, batches: Sequence[Batch], weigh: Weigh, seed: Callable[[int], None]
     ) -> dict[str, Tensor]:
-        """See `Layout`. All microbatches draw from one seed: the schedule fixes their order."""
-        seed(0)
+        """See `Layout`. Each stage seeds each microbatch anew, so that the schedule does not matter."""
         parts = [tensors(own_part(batch, self.mesh)) for batch in batches]
         fields = {name: joined(name, [part[name] for part in parts]) for name in parts[0]}
         if self._runner is None:
             self._runner = self._make_runner(len(batches), parts[0]["ids"].shape)
         nothing = {name: torch.zeros((), device=self.device) for name in self.sum_names}
-        self._weigh, self._stats = weigh, weigh(nothing)[1]
-        self._runner.step(target=torch.arange(len(batches)), return_outputs=False, **fields)
+        self._weigh, self._seed, self._stats = weigh, seed, weigh(nothing)[1]
+        numbers = torch.arange(len(batches))
+        self._runner.step(target=numbers, return_outputs=False, number=numbers, **fields)
         self._sum_tied_gradients()
         return self.share(self._stats)
+
+    def _seed_stage(self, stage: int, microbatch: int) -> None:
+        """Stages of one process draw different numbers for a microbatch."""
+        self._seed(microbatch * self.num_stages + stage)
 
     def _make_runner(self, num_microbatches: int, shape: torch.Size) -> Any:
         """Torch's schedule over the stages of this process, for microbatches of one shape."""
@@ -210,7 +223,7 @@ class Pipelined(Layout):
 
     def _sum_tied_gradients(self) -> None:
         """The embedding is in the first and in the last stage: both get the sum of their gradients."""
-        if self.ends is not None and TIED in self.parameters:
+        if self.ends is not None and TIED in self.parameters and self.parameters[TIED].requires_grad:
             gradient = self.parameters[TIED].grad
             assert gradient is not None
             torch_dist.all_reduce(gradient.to_local(), group=self.ends)  # type: ignore[attr-defined]

@@ -34,6 +34,7 @@ class Sharded(Microbatched):
         shard(model, model.backbone.blocks.values(), mesh, precision, reshard)
         materialise(model, mesh.device)
         super().__init__(model, mesh, precision)
+        self._reshard = reshard
 
     def run(self, batch: Batch, output: Output | None = None) -> tuple[Sums, Tensor | None]:
         """See `Microbatched`."""
@@ -42,9 +43,10 @@ class Sharded(Microbatched):
 
     @contextmanager
     def sync_gradients(self, enabled: bool) -> Iterator[None]:
-        """See `Microbatched`."""
+        """See `Microbatched`. Weights that are kept after a forward pass are kept for all microbatches."""
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(enabled)
+        self.model.set_reshard_after_backward(enabled, recurse=not self._reshard)
         yield
 
     @torch.no_grad()

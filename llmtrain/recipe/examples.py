@@ -57,7 +57,7 @@ def cut_texts(config: TaskConfig, samples: Sequence[Sample], which: str = "") ->
     else:
         longest = max(len(sample.ids) + sample.cut for sample in cut)
         what, setting = "examples", f"train.sequence_length={max(len(sample.ids) for sample in cut)}"
-    return [f"{len(cut):,} {which}{what} were cut to {setting}, the longest has {longest:,} tokens"]
+    return [f"{which}{what} cut to {setting}: {len(cut):,}, the longest of {longest:,} tokens"]
 
 
 def unknown_share(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[str]:

@@ -16,6 +16,7 @@ from llmtrain.data.prepare import Progress
 from llmtrain.metrics.sinks import ConsoleLines, JsonLines, LivePanel, Sink
 from llmtrain.metrics.summary import summary_rows, typed_path
 from llmtrain.schema.fields import Panel
+from llmtrain.schema.parallel import Degrees
 from llmtrain.schema.roots import FinetuneConfig, TrainingConfig
 from llmtrain.utils import dist
 from llmtrain.utils.run_directory import RunDirectory
@@ -92,6 +93,7 @@ def announce(
     sinks: list[Sink],
     notes: list[dict[str, Any]],
     config: TrainingConfig,
+    degrees: Degrees,
     data_line: str,
     weights: list[str],
     warnings: list[str],
@@ -105,7 +107,7 @@ def announce(
         f"data       {data_line}",
         f"model      {num_parameters:,} parameters, {config.precision.value}, compile {config.compile.value}",
         f"training   {steps:,} steps of {train.batch_size} x {train.sequence_length} tokens at most "
-        f"on {dist.world_size()} process(es)",
+        + ("on one process" if degrees.world == 1 else f"on {degrees.world} processes ({degrees})"),
     ]
     if state:
         lines.append(f"resuming   from step {state['train']['step']:,}")

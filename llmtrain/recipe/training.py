@@ -39,7 +39,7 @@ from llmtrain.recipe.resolve import (
     total_steps,
 )
 from llmtrain.recipe.terminal import announce, open_sinks, print_summary
-from llmtrain.schema.fields import Compile
+from llmtrain.schema.fields import ActivationCheckpointing, Compile
 from llmtrain.schema.model import ModelConfig
 from llmtrain.schema.roots import TrainingConfig
 from llmtrain.schema.stored import config_text
@@ -136,6 +136,7 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
     if config.compile is Compile.always:
         compile_blocks(model)
     head_share = head_in_blocks(model, work.objective.labelled_share)
+    model.backbone.recompute = config.train.activation_checkpointing is ActivationCheckpointing.full
     layout = lay_out(model, mesh, config.parallel, config.precision.value, head_share)
     freeze(model, frozen)
     optimizer = build_optimizer(config.optim, model, context.builders, num_blocks)
@@ -145,7 +146,18 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
         state = store.load(found, tensors)
     weights = work.first_weights(model, names) if state is None else []
     sinks = open_sinks(context.directory, config, state)
-    announce(sinks, notes, config, work.data_line, weights, work.warnings, num_parameters, steps, state)
+    announce(
+        sinks,
+        notes,
+        config,
+        mesh.degrees,
+        work.data_line,
+        weights,
+        work.warnings,
+        num_parameters,
+        steps,
+        state,
+    )
     layout.start()
     step = Step(layout, optimizer, work.objective, clip_norm=config.optim.clip_norm, seed=config.run.seed)
     step.settle(work.rows.collate([work.rows.filler()] * micro))

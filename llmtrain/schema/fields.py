@@ -27,6 +27,13 @@ class Compile(str, Enum):
     never = "never"
 
 
+class ActivationCheckpointing(str, Enum):
+    """What of a forward pass is computed again in the backward pass instead of being kept."""
+
+    none = "none"
+    full = "full"
+
+
 class Device(str, Enum):
     """Kind of device that the workers use."""
 
@@ -109,6 +116,10 @@ class TrainConfig:
     sequence_length: int = 256
     """Tokens in a row; in fine-tuning the longest example, what is longer is cut."""
 
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
+    """full keeps only what enters each block and computes the rest again in the backward pass (Chen et al.
+    2016): a third more work, and much less memory."""
+
     max_bad_steps: int = 10
     """Consecutive steps with a non-finite loss or gradient (each is skipped) before the run gives up."""
 
@@ -183,7 +194,7 @@ class CheckpointConfig:
 
     best: bool = True
     """Keep the checkpoint with the best validation score, under `checkpoints/best`: the lowest loss, or the
-    task's metric."""
+    task's metric and, where that is equal, the lower loss."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "every", "must not be negative")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llmtrain.command.restart import Restarts
 from llmtrain.command.supervisor import End, StopRequests, Supervisor
 from llmtrain.launch import read_processes, worker_environment
 from llmtrain.utils.machine import num_cores
@@ -97,6 +98,20 @@ def test_what_is_worth_a_restart(codes: list[int], stopped_by: int, lost: int | 
         supervisor.ends[rank] = End(rank, code, float(rank))
     found = supervisor.lost()
     assert (found.rank if found else None) == lost
+
+
+def test_only_restarts_without_a_new_checkpoint_count(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    restarts = Restarts(run, limit=2)
+    assert restarts.history() == ""
+    for step in (5, 10, 15):
+        assert restarts.granted()
+        assert restarts.granted()
+        (run.checkpoints / f"step-{step:08}").mkdir(parents=True)
+    (run.checkpoints / "step-00000015").rename(run.checkpoints / "bad-step-00000015")
+    assert not restarts.granted(), "the checkpoint of step 10 was counted already"
+    assert "after 2 restarts without" in restarts.history()
+    assert not Restarts(run, limit=0).granted()
 
 
 def test_messages_of_all_shapes() -> None:

@@ -84,7 +84,7 @@ def test_a_local_layer_sees_half_a_window_to_each_side():
     x = torch.randn(1, 16, 32)
     changed = x.clone()
     changed[0, 8] = -x[0, 8]
-    _, mask = model.backbone._masks(torch.zeros(1, 16, dtype=torch.long), None)
+    mask = model.backbone.masks(Batch(torch.zeros(1, 16, dtype=torch.long)))["1"]
     difference = (block(x, mask, None) - block(changed, mask, None)).abs().amax(dim=-1)[0]
     assert [place for place in range(16) if difference[place] > 1e-6] == list(range(5, 12))
     assert [model.backbone.is_local(number) for number in range(4)] == [False, True, False, True]

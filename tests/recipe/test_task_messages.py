@@ -49,7 +49,7 @@ def test_what_is_cut_is_told_once_and_in_each_prediction(encoder, tmp_path, caps
     validation = write_classification(tmp_path / "dev.tsv", 5, seed=1)
     words = [f"init_from={encoder}", f"task.paths=[{examples}]", f"task.validation_paths=[{validation}]"]
     call("finetune", *words, *TINY, run=tmp_path / "run")
-    told = "1 examples were cut to train.sequence_length=48, the longest has 122 tokens"
+    told = "examples cut to train.sequence_length=48: 1, the longest of 122 tokens"
     assert capsys.readouterr().out.count(told) == 1
     (tmp_path / "new.txt").write_text("the cat\n" + "the cat " * 60 + "\n")
     call("predict", f"init_from={tmp_path / 'run'}", f"input={tmp_path / 'new.txt'}")
@@ -65,7 +65,7 @@ def test_long_questions_are_told(encoder, tmp_path, capsys):
     words = [f"init_from={encoder}", f"task.paths=[{examples}]", "task=question_answering/custom", *TINY]
     (composed,) = compose("finetune", [*words, "task.max_question_length=2"])
     assert DRY_RUNS["finetune"](composed.config, context()) == 0
-    told = r"15 questions were cut to task.max_question_length=2, the longest has \d+ tokens"
+    told = r"questions cut to task.max_question_length=2: 15, the longest of \d+ tokens"
     assert re.search(told, capsys.readouterr().out)
 
 

@@ -104,10 +104,15 @@ def test_a_decoder_that_was_trained_for_a_task_does_not_generate(decoder, tmp_pa
         call("generate", f"init_from={tmp_path / 'run'}")
 
 
+def names_of(model):
+    return {name for name, _ in model.named_parameters()}
+
+
 def test_weights_are_told_that_are_missing_not_used_or_unknown(tuned):
     pretrained = open_pretrained(str(tuned), context())
     pretrained.unknown = ["bert.extra"]
-    new, unused, unknown = start_from(pretrained, make_model(pretrained.model, build_head=MaskedHead))
+    model = make_model(pretrained.model, build_head=MaskedHead)
+    new, unused, unknown = start_from(pretrained, model, names_of(model))
     name = resolve(tuned).name
     assert new.startswith(f"not in {name}, drawn anew: head.masked.dense.bias, ")
     assert unused.startswith(f"not used of {name}: head.classifier.bias, head.classifier.weight, head.pooler")
@@ -119,7 +124,7 @@ def test_only_what_is_carried_is_taken_over(tuned):
     pretrained = open_pretrained(str(tuned), context())
     model = make_model(pretrained.model, seed=1, build_head=lambda backbone: SampleHead(backbone, 2))
     first = model.head.classifier.weight.clone()
-    told = start_from(pretrained, model, CARRIED)
+    told = start_from(pretrained, model, names_of(model), CARRIED)
     assert [line.partition(": ")[2] for line in told] == ["head.classifier.bias, head.classifier.weight"] * 2
     assert model.head.classifier.weight.equal(first)
     assert model.head.pooler.dense.weight.equal(pretrained.tensors()["head.pooler.dense.weight"])

@@ -129,7 +129,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_ND) if need_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=sum_dtype) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=sum_dtype) if need_bias and bias_V is not None else None
-        rows = max(1, MAX_LOGITS // num)
+        # By the rows of the weight, padding included: those who share the vocabulary have equally many, and
+        # exchange what they find block by block.
+        rows = max(1, MAX_LOGITS // len(weight_VD))
         for first in range(0, len(hidden_ND), rows):
             part = slice(first, first + rows)
             hidden, labels = hidden_ND[part].to(dtype), labels_N[part, None]

@@ -33,7 +33,7 @@ demo: $(VENV)/.installed  ## install, train the default model on the built-in co
 	$(BIN)/llmtrain generate init_from=runs/demo prompt="Return the"
 
 test: $(VENV)/.installed-test  ## install and run the whole default test suite (CPU, offline)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test  ## check style and format
 	$(BIN)/ruff check .
@@ -48,6 +48,7 @@ golden: $(VENV)/.installed-test  ## write the golden loss file anew (explain why
 	$(BIN)/python -m tests.golden.regenerate
 
 equivalence: $(VENV)/.installed-test  ## every layout against one process; writes the table of the README
+	$(BIN)/python -m pytest -m equivalence
 	$(BIN)/python scripts/equivalence.py --write README.md
 
 bench: $(VENV)/.installed-bench  ## speed beside a hand-written loop and beside Hugging Face's Trainer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,28 +87,49 @@ def _rejecting(checkpoint: Path) -> Iterator[None]:
         ) from None
 
 
-def read_tensors(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
-    """Load the tensors whose keys start with `prefix`, whole, on the CPU, with their keys unchanged.
+class SavedWeights:
+    """The tensors of a checkpoint whose keys start with a prefix, by the rest of the key.
+
+    Args:
+        checkpoint: its directory; every byte of it is verified now.
+        prefix: of the keys.
 
     Raises:
         NoCheckpointError: a digest does not match, or no key starts so.
     """
-    from llmtrain.checkpoint.storage import load_tensors, read_metadata
 
-    with _rejecting(checkpoint):
-        verify(checkpoint)
-    held: dict[str, Any] = read_metadata(checkpoint).state_dict_metadata
-    tensors = {
-        key: torch.empty(held[key].size, dtype=held[key].properties.dtype)
-        for key in sorted(held)
-        if key.startswith(prefix)
-    }
-    if not tensors:
-        raise NoCheckpointError(
-            f"the checkpoint holds no tensor called {prefix}...", str(checkpoint), "give another checkpoint"
-        )
-    load_tensors(checkpoint, tensors, alone=True)
-    return tensors
+    def __init__(self, checkpoint: Path, prefix: str) -> None:
+        from llmtrain.checkpoint.storage import read_metadata
+
+        self.checkpoint, self.prefix = checkpoint, prefix
+        with _rejecting(checkpoint):
+            verify(checkpoint)
+        held: dict[str, Any] = read_metadata(checkpoint).state_dict_metadata
+        self._held = {key.removeprefix(prefix): held[key] for key in sorted(held) if key.startswith(prefix)}
+        if not self._held:
+            raise NoCheckpointError(
+                f"the checkpoint holds no tensor called {prefix}...",
+                str(checkpoint),
+                "give another checkpoint",
+            )
+
+    @property
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """See `Weights`."""
+        return {name: torch.Size(one.size) for name, one in self._held.items()}
+
+    def fill(self, parameters: Mapping[str, Tensor]) -> None:
+        """See `Weights`; of each tensor only what belongs to this process is read."""
+        from llmtrain.checkpoint.storage import load_tensors
+
+        tensors = {f"{self.prefix}{name}": one.detach() for name, one in parameters.items()}
+        load_tensors(self.checkpoint, tensors, alone=True)
+
+    def read(self) -> dict[str, Tensor]:
+        """All of them, whole, on the CPU."""
+        whole = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in self._held.items()}
+        self.fill(whole)
+        return whole
 
 
 def read_file(checkpoint: Path, name: str) -> str:

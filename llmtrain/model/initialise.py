@@ -30,6 +30,7 @@ def initialise(model: Assembled, seed: int) -> None:
             if is_vocabulary(name):
                 values[model.backbone.vocab_size :] = 0.0
             fill(parameter, values)
+            del values  # before the next one is made
 
 
 @torch.no_grad()

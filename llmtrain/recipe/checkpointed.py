@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from llmtrain.checkpoint.hf.read import HFModel, is_hf_directory, read_hf
-from llmtrain.checkpoint.read import read_file, read_tensors, resolve
+from llmtrain.checkpoint.hf.read import is_hf_directory, read_hf
+from llmtrain.checkpoint.read import SavedWeights, read_file, resolve
 from llmtrain.checkpoint.state import MODEL_PREFIX
+from llmtrain.checkpoint.weights import Weights
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.data.tokenizer_settings import SETTINGS
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model, materialise
-from llmtrain.model.initialise import fill
 from llmtrain.objective.build import Objective, build_objective
 from llmtrain.recipe.context import Context
 from llmtrain.schema.load import build
@@ -60,14 +59,14 @@ class Pretrained:
 
     Attributes:
         path: where they are.
-        tensors: name of a parameter -> its value; reads them, and may be called once.
+        weights: opens and verifies them.
         unknown: keys of a foreign file that stand for nothing here.
     """
 
     path: Path
     model: ModelConfig
     tokenizer: Tokenizer
-    tensors: Callable[[], dict[str, Tensor]]
+    weights: Callable[[], Weights]
     unknown: list[str]
 
 
@@ -103,7 +102,7 @@ def open_checkpoint(source: str, context: Context, device: torch.device) -> Chec
         objective = build_objective(config.objective, config.data, context.builders)
     model = build_model(config.model, objective.build_head, context.builders)
     materialise(model, device)
-    load_weights(model, checkpoint_tensors(path), path)
+    load_weights(model, saved_weights(path), path)
     model.eval()
     return Checkpointed(path, config, tokenizer, objective, task, model)
 
@@ -113,12 +112,12 @@ def open_pretrained(source: str, context: Context) -> Pretrained:
     folder = Path(source).expanduser()
     if is_hf_directory(folder):
         found = read_hf(folder)
-        return Pretrained(folder, found.config, found.tokenizer, lambda: hand_over(found), found.unknown)
+        return Pretrained(folder, found.config, found.tokenizer, lambda: found.tensors, found.unknown)
     path = resolve(folder, others="; or a Hugging Face model directory (nothing is downloaded)")
     config = read_config(path, context)
     assert config.model is not None
     tokenizer = read_tokenizer(path)
-    return Pretrained(path, config.model, tokenizer, lambda: checkpoint_tensors(path), [])
+    return Pretrained(path, config.model, tokenizer, lambda: saved_weights(path), [])
 
 
 def compare_tokenizers(pretrained: Pretrained, tokenizer: Tokenizer) -> list[str]:
@@ -144,16 +143,9 @@ def compare_tokenizers(pretrained: Pretrained, tokenizer: Tokenizer) -> list[str
     )
 
 
-def hand_over(model: HFModel) -> dict[str, Tensor]:
-    """The tensors of a model, which lets them go: nothing holds them while the training runs."""
-    tensors, model.tensors = model.tensors, {}
-    return tensors
-
-
-def checkpoint_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """The parameters of a checkpoint by name, verified, on the CPU."""
-    tensors = read_tensors(checkpoint, MODEL_PREFIX)
-    return {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in tensors.items()}
+def saved_weights(checkpoint: Path) -> SavedWeights:
+    """The parameters of a checkpoint, verified."""
+    return SavedWeights(checkpoint, MODEL_PREFIX)
 
 
 def start_from(
@@ -173,41 +165,46 @@ def start_from(
     Raises:
         ConfigError: see `load_weights`.
     """
-    name, tensors = pretrained.path.name, pretrained.tensors()
-    fitting = {key: value for key, value in tensors.items() if key in names and key.startswith(carried)}
-    load_weights(model, fitting, pretrained.path, required=("backbone.",))
+    name, weights = pretrained.path.name, pretrained.weights()
+    fitting = {key for key in weights.shapes if key in names and key.startswith(carried)}
+    load_weights(model, weights, pretrained.path, fitting, required=("backbone.",))
     told = {
-        f"not in {name}, drawn anew": sorted(names - fitting.keys()),
-        f"not used of {name}": sorted(tensors.keys() - fitting.keys()),
+        f"not in {name}, drawn anew": sorted(names - fitting),
+        f"not used of {name}": sorted(weights.shapes.keys() - fitting),
         f"unknown in {name}": pretrained.unknown,
     }
     return [f"{what}: {', '.join(keys)}" for what, keys in told.items() if keys]
 
 
-@torch.no_grad()
 def load_weights(
-    model: Assembled, tensors: dict[str, Tensor], where: Path, required: tuple[str, ...] = ("",)
+    model: Assembled,
+    weights: Weights,
+    where: Path,
+    taken: Set[str] | None = None,
+    required: tuple[str, ...] = ("",),
 ) -> None:
     """Copy weights into a model.
 
     Args:
-        model: some of its parameters may have no counterpart.
-        tensors: by name.
+        model: the part of it that this process has; some of its parameters may have no counterpart.
+        weights: for it.
         where: they come from, for the message.
+        taken: names of those that are copied. Default: all, and each must have its parameter.
         required: parameters whose names start so must be there.
 
     Raises:
         ConfigError: one that is required is missing, or shapes differ.
     """
     wanted = dict(model.named_parameters())
+    shapes = {name: shape for name, shape in weights.shapes.items() if taken is None or name in taken}
     wrong = [
         name
         for name, parameter in wanted.items()
-        if (name not in tensors and name.startswith(required))
-        or (name in tensors and tensors[name].shape != parameter.shape)
+        if (name not in shapes and name.startswith(required))
+        or (name in shapes and shapes[name] != parameter.shape)
     ]
-    if required == ("",):
-        wrong += sorted(tensors.keys() - wanted.keys())
+    if taken is None:
+        wrong += shapes.keys() - wanted.keys()
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ConfigError(
@@ -215,5 +212,4 @@ def load_weights(
             str(where),
             "use the model and the tokenizer of that run; its config.yaml tells them",
         )
-    for name in wanted.keys() & tensors.keys():
-        fill(wanted[name], tensors[name])
+    weights.fill({name: parameter for name, parameter in wanted.items() if name in shapes})

@@ -74,7 +74,7 @@ def test_what_a_new_head_lacks_is_listed(saved):
 
 
 def test_a_bare_model_and_old_names_give_the_same(saved, tmp_path):
-    expected = read_hf(saved).tensors
+    expected = dict(read_hf(saved).tensors)
 
     def older(tensors):
         renamed = {}
@@ -94,7 +94,7 @@ def test_a_bare_model_and_old_names_give_the_same(saved, tmp_path):
 
 
 def test_half_precision_becomes_fp32(saved):
-    expected = read_hf(saved).tensors
+    expected = dict(read_hf(saved).tensors)
     change_weights(saved, lambda tensors: {key: tensor.half() for key, tensor in tensors.items()})
     for name, tensor in read_hf(saved).tensors.items():
         assert tensor.dtype == torch.float32
@@ -122,7 +122,7 @@ def test_unknown_keys_are_listed(saved):
 
 
 def test_shards_are_joined(saved):
-    expected = read_hf(saved).tensors
+    expected = dict(read_hf(saved).tensors)
     tensors = load_file(saved / "model.safetensors")
     (saved / "model.safetensors").unlink()
     weight_map = {}
@@ -132,7 +132,7 @@ def test_shards_are_joined(saved):
         weight_map |= dict.fromkeys(keys, name)
     index = saved / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    found = read_hf(saved).tensors
+    found = dict(read_hf(saved).tensors)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmtrain.checkpoint.manifest import MANIFEST
-from llmtrain.checkpoint.read import read_file, read_state, read_tensors, resolve
+from llmtrain.checkpoint.read import SavedWeights, read_file, read_state, resolve
 from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.utils.errors import ConfigError, ExitCode, NoCheckpointError
 
@@ -71,12 +71,18 @@ def test_other_paths_say_what_is_there(tmp_path: Path) -> None:
 
 
 def test_part_of_the_tensors(run: Path) -> None:
-    tensors = read_tensors(resolve(run), "model.")
-    assert set(tensors) == {"model.w", "model.b"}
-    assert torch.equal(tensors["model.w"], torch.full((2, 2), 2.0))
-    assert tensors["model.b"].item() == 2
+    weights = SavedWeights(resolve(run), "model.")
+    assert weights.shapes == {"w": (2, 2), "b": ()}
+    tensors = weights.read()
+    assert set(tensors) == {"w", "b"}
+    assert torch.equal(tensors["w"], torch.full((2, 2), 2.0))
+    assert tensors["b"].item() == 2
+    target = torch.zeros(2, 2, requires_grad=True)
+    weights.fill({"w": target})
+    assert target.eq(2).all()
+    weights.fill({})  # what a process of a pipeline may have to do
     with pytest.raises(NoCheckpointError, match=r"no tensor called head\.\.\."):
-        read_tensors(resolve(run), "head.")
+        SavedWeights(resolve(run), "head.")
 
 
 def test_files_are_verified_before_they_are_used(run: Path) -> None:
@@ -89,4 +95,4 @@ def test_files_are_verified_before_they_are_used(run: Path) -> None:
     with pytest.raises(NoCheckpointError, match="has changed"):
         read_file(checkpoint, "config.yaml")
     with pytest.raises(NoCheckpointError, match="has changed"):
-        read_tensors(checkpoint, "model.")
+        SavedWeights(checkpoint, "model.")

@@ -10,6 +10,7 @@ import torch
 
 from llmtrain.checkpoint.hf.bert import BERT_FAMILY
 from llmtrain.checkpoint.hf.read import pad_vocabulary, translate
+from llmtrain.checkpoint.weights import Stored
 from llmtrain.data.batch import Batch
 from llmtrain.data.samples import PackedRow, Sample, pack_batch
 from llmtrain.model.assembled import Assembled, Backbone, Head
@@ -61,7 +62,8 @@ def reference(name: str, seed: int = 0, **changes: Any) -> Any:
 def copy_of(model: Any, build_head: Callable[[Backbone], Head], **changes: Any) -> Assembled:
     """Our model with the weights of theirs; every parameter must come from there."""
     ours = make_model(config(**changes), seed=1, build_head=build_head).eval()
-    tensors, unknown = translate(model.state_dict(), BERT_FAMILY)
+    state = {key: Stored(value.shape, value.clone) for key, value in model.state_dict().items()}
+    tensors, unknown = translate(state, BERT_FAMILY)
     assert unknown == []
     pad_vocabulary(tensors, config(**changes), BERT_FAMILY)
     if not any(name.startswith("head.pooler") for name, _ in ours.named_parameters()):
@@ -70,7 +72,7 @@ def copy_of(model: Any, build_head: Callable[[Backbone], Head], **changes: Any) 
     assert wanted.keys() == tensors.keys()
     with torch.no_grad():
         for name, parameter in wanted.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(tensors[name].read())
     return ours
 
 

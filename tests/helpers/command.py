@@ -100,13 +100,13 @@ def validation_curve(run: Path) -> list[tuple[int, float]]:
 
 
 def tensor_bytes(checkpoint: Path) -> dict[str, bytes]:
-    """Every tensor of a checkpoint, bit by bit, whatever files they are spread over."""
+    """Every tensor of a checkpoint, bit by bit; its parts one after another in the order of the files."""
     from safetensors import safe_open
 
     tensors: dict[str, bytes] = {}
     for path in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(path, framework="np") as file:
             for key in file.keys():  # noqa: SIM118 - not a dict
-                tensors[key] = file.get_tensor(key).tobytes()
+                tensors[key] = tensors.get(key, b"") + file.get_tensor(key).tobytes()
     assert tensors, f"no tensors in {checkpoint}"
     return tensors

@@ -77,7 +77,7 @@ def _keeps(degrees: Degrees, config: ParallelConfig) -> bool:
 
 
 ROWS: list[Row] = [
-    Row("all", lambda d, c: True, "all-reduce", "1", "0", "label counts and requests to stop (CPU)"),
+    Row("any", lambda d, c: d.world > 1, "all-reduce", "1", "0", "label counts and requests to stop (CPU)"),
     Row(
         "`dp_replicate` alone (DDP)",
         lambda d, c: d.replicates_only,

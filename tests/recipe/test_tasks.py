@@ -14,7 +14,13 @@ from llmtrain.checkpoint.hf.read import read_hf
 from llmtrain.checkpoint.read import resolve
 from llmtrain.compose.compose import compose
 from llmtrain.model.heads import MaskedHead, SampleHead
-from llmtrain.recipe.checkpointed import CARRIED, open_checkpoint, open_pretrained, start_from
+from llmtrain.recipe.checkpointed import (
+    CARRIED,
+    open_checkpoint,
+    open_pretrained,
+    saved_weights,
+    start_from,
+)
 from llmtrain.utils.errors import ConfigError, DataError, ExitCode, Stopped
 from llmtrain.worker import DRY_RUNS, RECIPES
 from tests.helpers.command import metrics
@@ -127,7 +133,8 @@ def test_only_what_is_carried_is_taken_over(tuned):
     told = start_from(pretrained, model, names_of(model), CARRIED)
     assert [line.partition(": ")[2] for line in told] == ["head.classifier.bias, head.classifier.weight"] * 2
     assert model.head.classifier.weight.equal(first)
-    assert model.head.pooler.dense.weight.equal(pretrained.tensors()["head.pooler.dense.weight"])
+    theirs = saved_weights(pretrained.path).read()
+    assert model.head.pooler.dense.weight.equal(theirs["head.pooler.dense.weight"])
 
 
 def test_classes_travel_to_transformers(tuned, encoder, folder, tmp_path):
@@ -151,12 +158,14 @@ def test_classes_travel_to_transformers(tuned, encoder, folder, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_weights_from_transformers_are_handed_over_and_not_held(encoder, tmp_path):
+def test_weights_from_transformers_are_read_when_a_model_asks_for_them(encoder, tmp_path):
     call("convert", f"source={encoder}", f"target={tmp_path / 'hf'}")
-    pretrained = open_pretrained(str(tmp_path / "hf"), context())
-    taken = pretrained.tensors()
-    assert taken.keys() == read_hf(tmp_path / "hf").tensors.keys()
-    assert pretrained.tensors() == {}
+    weights = open_pretrained(str(tmp_path / "hf"), context()).weights()
+    expected = dict(read_hf(tmp_path / "hf").tensors)
+    assert weights.shapes == {name: tensor.shape for name, tensor in expected.items()}
+    blank = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    weights.fill(blank)
+    assert all(blank[name].equal(expected[name]) for name in expected)
 
 
 def test_a_run_goes_on_without_what_it_started_from_but_not_with_other_examples(encoder, tmp_path):

@@ -6,19 +6,20 @@ Only data is read: no pickle is opened, nothing of the directory is executed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmtrain.checkpoint.hf.families import FAMILIES, family_named
 from llmtrain.checkpoint.hf.family import Family
+from llmtrain.checkpoint.weights import Stored, StoredTensors
 from llmtrain.data import wordpiece
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.data.tokenizer_settings import SETTINGS, read_settings
@@ -43,13 +44,14 @@ class HFModel:
 
     Attributes:
         config: of the backbone, with `vocab_size`.
-        tensors: our name -> tensor, fp32 on the CPU; rows of the vocabulary are padded as the config says.
+        tensors: our name -> tensor, fp32 on the CPU, read when it is asked for; rows of the vocabulary are
+            padded as the config says.
         tokenizer: with the end token that its settings name, if any.
         unknown: keys of the file that stand for nothing here.
     """
 
     config: ModelConfig
-    tensors: dict[str, Tensor]
+    tensors: StoredTensors
     tokenizer: Tokenizer
     unknown: list[str]
 
@@ -63,7 +65,7 @@ def is_hf_directory(path: Path) -> bool:
 
 
 def read_hf(path: Path, families: Mapping[str, Family] = FAMILIES) -> HFModel:
-    """Read config, weights and tokenizer of a model directory.
+    """Read config and tokenizer of a model directory, and what weights it has.
 
     Args:
         path: the directory.
@@ -84,7 +86,7 @@ def read_hf(path: Path, families: Mapping[str, Family] = FAMILIES) -> HFModel:
     check_backbone(tensors, config, unknown, family, where)
     tokenizer = read_tokenizer(path)
     check_tokenizer(tokenizer, config, str(path))
-    return HFModel(config, tensors, tokenizer, sorted(unknown))
+    return HFModel(config, StoredTensors(tensors), tokenizer, sorted(unknown))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -102,8 +104,8 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a model directory, which may be spread over several files.
+def read_weights(path: Path) -> dict[str, Stored]:
+    """The tensors of a model directory, which may be spread over several files.
 
     Raises:
         ConfigError: there are no safetensors.
@@ -119,15 +121,34 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             str(path),
             "save the model as safetensors; other files could execute code and are not opened",
         )
-    tensors: dict[str, Tensor] = {}
+    stored: dict[str, Stored] = {}
     for name in names:
-        try:
-            tensors |= load_file(path / name)
-        except (OSError, SafetensorError) as error:
-            raise DataError(
-                f"weights cannot be read: {error}", str(path / name), "get the file again"
-            ) from error
-    return tensors
+        with opened(path / name) as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                shape = torch.Size(file.get_slice(key).get_shape())
+                stored[key] = Stored(shape, partial(read_tensor, path / name, key))
+    return stored
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"weights cannot be read: {error}", str(path), "get the file again") from error
+
+
+def read_tensor(path: Path, key: str) -> Tensor:
+    """One tensor of a safetensors file."""
+    with opened(path) as file:
+        tensor: Tensor = file.get_tensor(key)
+        return tensor
 
 
 def shard_names(index: Path) -> list[str]:
@@ -145,7 +166,7 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
-def translate(theirs: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], list[str]]:
+def translate(theirs: Mapping[str, Stored], family: Family) -> tuple[dict[str, Stored], list[str]]:
     """Tensors by our names in fp32, and the keys that have none."""
     spelled = {key: family.normalise_key(key) for key in theirs}
     by_key = {normal: theirs[key] for key, normal in spelled.items() if normal is not None}
@@ -155,28 +176,26 @@ def translate(theirs: Mapping[str, Tensor], family: Family) -> tuple[dict[str, T
         if normal is None:
             continue
         if normal in repeated and (original := by_key.get(repeated[normal])) is not None:
-            if not torch.equal(original, theirs[key]):
+            if not torch.equal(original.read(), theirs[key].read()):
                 unknown.append(f"{key} (it differs from {repeated[normal]}, with which it is one here)")
             continue
         name = family.keys.ours(repeated.get(normal, normal))
         if name is None:
             unknown.append(key)
         else:
-            tensors[name] = theirs[key].float()
+            tensors[name] = theirs[key].fp32()
     return tensors, unknown
 
 
-def pad_vocabulary(tensors: dict[str, Tensor], config: ModelConfig, family: Family) -> None:
+def pad_vocabulary(tensors: dict[str, Stored], config: ModelConfig, family: Family) -> None:
     """Add rows of zeros up to the multiple of the config, in place."""
     for name in family.vocabulary:
         if name in tensors:
-            rows = tensors[name].shape[0]
-            missing_rows = padded_size(rows, config.vocab_multiple) - rows
-            tensors[name] = F.pad(tensors[name], (0, 0) * (tensors[name].ndim - 1) + (0, missing_rows))
+            tensors[name] = tensors[name].padded(padded_size(tensors[name].shape[0], config.vocab_multiple))
 
 
 def check_backbone(
-    tensors: dict[str, Tensor], config: ModelConfig, unknown: list[str], family: Family, where: str
+    tensors: dict[str, Stored], config: ModelConfig, unknown: list[str], family: Family, where: str
 ) -> None:
     """Compare the tensors with the model that the config describes; those of no parameter become unknown.
 

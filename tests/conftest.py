@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ def session_environment(tmp_path_factory: pytest.TempPathFactory):
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.delenv("PYTHONWARNINGS", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def signal_mask():
+    """Signals that a test holds back (the command does before it turns into another program) come again: held
+    ones would be inherited by the processes of later tests."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def write_sentences(path: Path, lines: int, seed: int = 0) -> Path:

@@ -21,7 +21,6 @@ SETTINGS = [
     *["experiment=debug", "model.num_heads=4", "data=text", "data.validation_fraction=0.1", "compile=never"],
     *["train.sequence_length=32", "eval.max_tokens=512", "launch.threads=1"],
 ]
-SHARED = ["parallel.dp_shard=2", "parallel.tp=2", "launch.num_processes=4"]
 
 
 def words(text: Path, run: Path, steps: int, *more: str) -> list[str]:
@@ -54,20 +53,16 @@ def test_a_stopped_run_goes_on_in_other_layouts_and_is_used_by_one_process(
         assert other_norm == pytest.approx(norm, rel=1e-5)
     layout = json.loads((last_checkpoint(run) / "MANIFEST.json").read_text())["layout"]
     assert (layout["world_size"], layout["pp"], layout["tp"]) == (2, 2, 1)
-    texts = []
+    texts, scores = [], []
     for source in (alone, run):
-        assert (
-            call(
-                "generate",
-                f"init_from={source}",
-                "prompt=The ",
-                "sample.max_new_tokens=20",
-                "sample.temperature=0",
-            )
-            == 0
-        )
+        capsys.readouterr()
+        sample = ["prompt=The ", "sample.max_new_tokens=20", "sample.temperature=0"]
+        assert call("generate", f"init_from={source}", *sample) == 0
         texts.append(capsys.readouterr().out)
+        assert call("evaluate", f"init_from={source}") == 0
+        scores.append(json.loads(capsys.readouterr().out)["loss"])
     assert texts[0] == texts[1]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6)
 
 
 def shoot(run: Path, command: list[str], times: list[int], chooser: random.Random) -> str:
@@ -76,35 +71,34 @@ def shoot(run: Path, command: list[str], times: list[int], chooser: random.Rando
     for number, step in enumerate(times, start=1):
         wait_until(lambda at=step: any(record["step"] >= at for record in metrics(run)), process, 300)
         os.kill(chooser.choice(workers(process.pid)), signal.SIGKILL)
-        wait_until(lambda count=number: restarts(run) == count, process, 300)
+        wait_until(lambda count=number: resumptions(run) == count, process, 300)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 
 
-def restarts(run: Path) -> int:
-    """How often the workers of a run were started again."""
-    path = run / "events.jsonl"
-    return path.read_text().count('"event": "restarted"') if path.exists() else 0
+def resumptions(run: Path) -> int:
+    """How often the training was taken up again."""
+    return (run / "events.jsonl").read_text().count('"event": "resumed"')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kills", "steps"), [(1, 16), pytest.param(10, 120, marks=pytest.mark.equivalence)], ids=["once", "often"]
+    ("layout", "world", "kills", "steps"),
+    [
+        (["parallel.tp=2"], 2, 1, 16),
+        pytest.param(["parallel.dp_shard=2", "parallel.tp=2"], 4, 10, 120, marks=pytest.mark.equivalence),
+    ],
+    ids=["tp2, once", "fsdp2-tp2, ten times"],
 )
-def test_a_killed_worker_changes_nothing(kills: int, steps: int, tmp_path: Path, sentences: Path) -> None:
+def test_killed_workers_change_nothing(
+    layout: list[str], world: int, kills: int, steps: int, tmp_path: Path, sentences: Path
+) -> None:
     """All start again by themselves, from the last checkpoint, and at the end every bit is the same."""
-    more = [
-        *SHARED,
-        "launch.num_processes=4",
-        "model.dropout=0.1",
-        "checkpoint.every=5",
-        "eval.every=8",
-        "log.every=3",
-    ]
+    more = [*layout, "model.dropout=0.1", "checkpoint.every=5", "eval.every=8", "log.every=3"]
     whole, run = tmp_path / "whole", tmp_path / "run"
     undisturbed = composed_config(*words(sentences, whole, steps, *more)[1:])
-    run_ranks(train, 4, tmp_path, [Job(undisturbed, whole, steps)], timeout=300)
+    run_ranks(train, world, tmp_path, [Job(undisturbed, whole, steps)], timeout=300)
     chooser = random.Random(steps)
     times = sorted(chooser.sample(range(6, steps - 6), kills))
     output = shoot(run, words(sentences, run, steps, *more), times, chooser)

@@ -86,7 +86,7 @@ class StopAfter(Hook):
         self.step = step
 
     def after_step(self, engine: Engine) -> None:
-        if engine.state.step == self.step:
+        if engine.state.step == self.step < engine.total_steps:
             engine.stop.exit_code = ExitCode.TERMINATED
 
 

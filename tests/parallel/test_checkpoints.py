@@ -214,3 +214,15 @@ def test_curves_do_not_tell_where_a_run_was_taken_up_in_another_layout(
             assert other[0] == one[0], pair
             assert other[1] == pytest.approx(one[1], rel=1e-6), pair
             assert other[2] == pytest.approx(one[2], rel=1e-5), pair
+
+
+@pytest.mark.equivalence
+def test_a_run_that_was_stopped_has_every_bit_of_one_that_was_not(tmp_path: Path, sentences: Path) -> None:
+    """In each layout, with dropout; what comes after the stop runs in new processes."""
+    words = [*DECODER, "model.dropout=0.1"]
+    whole = train_all(tmp_path / "whole", sentences, LAYOUTS, ALL, *words)
+    train_all(tmp_path / "parts", sentences, LAYOUTS, 7, *words)
+    parts = train_all(tmp_path / "parts", sentences, LAYOUTS, ALL, *words)
+    for layout in LAYOUTS:
+        assert curve(parts.runs[layout]) == curve(whole.runs[layout]), layout
+        assert parts.digests[layout] == whole.digests[layout], layout

@@ -1,7 +1,8 @@
-"""Weights to start from are read in shares: no process of a layout ever holds a whole model."""
+"""Weights from elsewhere: processes read their shares of them, and one process uses what layouts train."""
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,15 @@ import safetensors
 from torch import Tensor
 
 from llmtrain.checkpoint.hf import read
+from llmtrain.compose.compose import compose
 from llmtrain.recipe.checkpointed import open_pretrained, start_from
+from llmtrain.schema.roots import FinetuneConfig
+from llmtrain.worker import RECIPES
+from tests.helpers.command import metrics
 from tests.helpers.layouts import ALONE, SETUPS, local, prepare
 from tests.helpers.processes import run_ranks
-from tests.helpers.recipes import call, context, pretrain
+from tests.helpers.recipes import TINY, call, context, pretrain
+from tests.helpers.tasks import write_classification
 from tests.helpers.trainings import digests
 from tests.helpers.works import works
 
@@ -134,7 +140,7 @@ def test_a_process_reads_its_share_only(source: Path, tmp_path: Path) -> None:
     cases = [(source / kind, layout) for kind in kinds for layout in LAYOUTS]
     alone = dict(zip(kinds, begin(0, [(source / kind, "single") for kind in kinds]), strict=True))
     assert alone["run"].total == alone["run"].own
-    for (path, layout), *found in zip(cases, *run_ranks(begin, 2, tmp_path, cases), strict=True):
+    for (path, layout), *found in zip(cases, *run_ranks(begin, 2, tmp_path, cases, timeout=300), strict=True):
         expected, held = alone[path.name], {}
         for one in found:
             held |= one.digests
@@ -143,3 +149,34 @@ def test_a_process_reads_its_share_only(source: Path, tmp_path: Path) -> None:
             if path.name == "run":
                 assert one.total == one.own, layout
         assert held == expected.digests, layout
+
+
+def tune(rank: int, configs: list[FinetuneConfig], runs: list[Path]) -> None:
+    """Fine-tune in several layouts."""
+    for config, run in zip(configs, runs, strict=True):
+        assert RECIPES["finetune"](config, context(run)) == 0
+
+
+def test_one_process_evaluates_and_predicts_with_what_a_layout_has_tuned(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples = write_classification(tmp_path / "train.tsv", 40)
+    words = [f"init_from={source / 'run'}", f"task.paths=[{examples}]", *TINY, "launch.num_processes=2"]
+    layouts = {"fsdp": ["parallel.dp_shard=2"], "pp": ["parallel.pp=2"]}
+    configs = [compose("finetune", [*words, *layout])[0].config for layout in layouts.values()]
+    runs = [tmp_path / name for name in layouts]
+    run_ranks(tune, 2, tmp_path, configs, runs, timeout=300)
+    predictions = []
+    for run in runs:
+        capsys.readouterr()
+        assert call("evaluate", f"init_from={run}") == 0
+        (measured,) = metrics(run, "validation")
+        assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(
+            measured["validation_loss"], rel=1e-6
+        )
+        assert call("predict", f"init_from={run}", f"input={examples}", f"output={run / 'out.jsonl'}") == 0
+        predictions.append(
+            [json.loads(line)["label"] for line in (run / "out.jsonl").read_text().splitlines()]
+        )
+    assert len(predictions[0]) == 40
+    assert predictions[0] == predictions[1]

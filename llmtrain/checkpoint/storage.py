@@ -82,7 +82,10 @@ class TensorWriter(dcp.HuggingFaceStorageWriter):
             }
             assert tensors.keys() == offsets.keys(), "only tensors can be stored"
             path = Path(self.path) / f"tensors-{plan.storage_data['shard_index']:05d}{TENSOR_SUFFIX}"
+            path.touch()
+            mode = path.stat().st_mode  # that of any new file; safetensors makes it its owner's only
             save_file(tensors, path, {CUSTOM_METADATA_KEY: json.dumps(offsets), FORMAT_KEY: FORMAT_VALUE})
+            path.chmod(mode)
             with safe_open(path, framework="pt"):  # refuses a file that is shorter than its header says
                 pass
             self.written[path.name] = durable_entry(path)

@@ -23,8 +23,9 @@ def shard(root: nn.Module, blocks: Iterable[nn.Module], mesh: Mesh, precision: s
     """Shard each block, and the rest of `root` together.
 
     Gradients are summed up, not averaged: our losses are divided by counts of the whole batch. In bf16 the
-    weights of blocks are gathered as bf16, as autocast would round them anyway; what is not in a block, and
-    all sums of gradients, stay fp32.
+    weights of blocks are gathered as bf16, as autocast would round those of products anyway; those of norms
+    in blocks are rounded too, which one process does not do. What is not in a block, and all sums of
+    gradients, stay fp32.
 
     Args:
         root: has the blocks in it.

@@ -30,6 +30,9 @@ from llmtrain.utils.errors import ConfigError
 TOKENS = 1
 """Dimension of (B, T, D) that is shared out between layers."""
 
+HEADS = 1
+"""Dimension of (B, H, T, K) that is shared out inside attention."""
+
 
 class Gather(ParallelStyle):
     """The first input, which holds a share of the tokens, is gathered to all of them.
@@ -117,6 +120,7 @@ def style(split: Split) -> ParallelStyle:
         Split.lookup: Lookup,
         Split.vocabulary: Vocabulary,
         Split.own_tokens: partial(SequenceParallel, use_local_output=True),
+        Split.own_heads: partial(SequenceParallel, sequence_dim=HEADS, use_local_output=True),
         Split.own_lookup: partial(Replicated, own_tokens=True),
         Split.whole: Replicated,
     }

@@ -47,6 +47,12 @@ def test_every_file_is_text_or_safetensors(tmp_path: Path) -> None:
             json.loads(file.read_bytes()[8 : 8 + header])
 
 
+def test_files_may_be_read_by_whom_any_new_file_may_be_read_by(tmp_path: Path) -> None:
+    path = save(make_store(tmp_path), 1)
+    (tmp_path / "new").touch()
+    assert {file.stat().st_mode for file in path.iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
 def test_the_manifest_tells_what_is_there(tmp_path: Path) -> None:
     path = save(make_store(tmp_path), 3)
     manifest = json.loads((path / MANIFEST).read_text())

@@ -154,6 +154,13 @@ def test_reading_a_curve(tmp_path: Path) -> None:
     assert not curve.finite
 
 
+@pytest.mark.parametrize(("given", "taken"), [("0.02", 0.5), ("0", 0.5), ("5", None), ("20", 0.5), ("0.7", None)])
+def test_the_comparison_warms_up_so_that_roundings_stay_roundings(given: str, taken: float | None) -> None:
+    plan = make_plan([f"schedule.warmup={given}", "verify.steps=20"], None)
+    told = {change.key: change.new for change in plan.changes}
+    assert told.get("schedule.warmup") == taken
+
+
 def test_only_what_is_told_differs_from_the_user_s_config() -> None:
     words = ["model=bert/tiny", "objective=mlm", "tokenizer=wordpiece", "train.tokens=1e9", "run.name=mine"]
     words += ["schedule.warmup=1000", "precision=bf16", "parallel=fsdp", "launch.num_processes=2"]

@@ -229,9 +229,11 @@ class Verification:
         if ran == 0:
             text = "no layout could be compared"
         elif bad:
-            text = f"{bad} of {ran} layouts that ran are not equal to one process within {tolerances}"
+            text = f"{bad} of {ran} layouts that ran {'is' if bad == 1 else 'are'} not equal"
         else:
-            text = f"all {ran} layouts that ran are equal to one process within {tolerances}"
+            text = "the layout that ran is equal" if ran == 1 else f"all {ran} layouts that ran are equal"
+        if ran:
+            text += f" to one process within {tolerances}"
         rest = [f"{counts[one]} {one.value}" for one in (Verdict.refused, Verdict.not_run) if counts[one]]
         return "; ".join([text, *rest])
 

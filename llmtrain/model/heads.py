@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.model.assembled import Backbone, Head
-from llmtrain.model.kernels.linear_cross_entropy import VocabularyShard, linear_cross_entropy
+from llmtrain.model.kernels.linear_cross_entropy import (
+    PLAIN,
+    LossTerms,
+    VocabularyShard,
+    linear_cross_entropy,
+)
 from llmtrain.model.layers.dropout import Dropout
 from llmtrain.model.layers.mlp import build_gelu
 from llmtrain.model.plan import Split, TensorPlan
@@ -84,6 +89,7 @@ class VocabularyProjection(nn.Linear):
         backbone: its embedding's weight is the projection's too where `tie_embeddings` says so. Rows of
             the weight beyond its vocabulary stay outside the softmax.
         bias: whether there is one for each token.
+        terms: what is added to the loss in training.
 
     Attributes:
         shard: which tokens are those of this process, where several share the vocabulary.
@@ -91,9 +97,10 @@ class VocabularyProjection(nn.Linear):
 
     shard: VocabularyShard | None = None
 
-    def __init__(self, backbone: Backbone, bias: bool) -> None:
+    def __init__(self, backbone: Backbone, bias: bool, terms: LossTerms = PLAIN) -> None:
         super().__init__(backbone.dim, backbone.embedding.num_embeddings, bias)
         self.vocab_size = backbone.vocab_size
+        self.terms = terms
         if backbone.tie_embeddings:
             self.weight = backbone.embedding.weight
 
@@ -102,7 +109,10 @@ class VocabularyProjection(nn.Linear):
     ) -> tuple[Tensor, Tensor | None]:
         """Sum of cross-entropies, and number of correct predictions; see `linear_cross_entropy`."""
         weight, bias, vocab_size = self._own()
-        return linear_cross_entropy(hidden_ND, weight, labels_N, vocab_size, bias, count_correct, self.shard)
+        terms = self.terms if self.training else PLAIN
+        return linear_cross_entropy(
+            hidden_ND, weight, labels_N, vocab_size, bias, count_correct, self.shard, terms
+        )
 
     def _own(self) -> tuple[Tensor, Tensor | None, int]:
         """Weight and bias of this process as plain tensors, and how many of their tokens are real."""
@@ -128,11 +138,12 @@ class LanguageModelHead(Head):
 
     Args:
         backbone: whose hidden states it takes; see `VocabularyProjection`.
+        terms: what is added to the loss in training.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, terms: LossTerms = PLAIN) -> None:
         super().__init__()
-        self.projection = VocabularyProjection(backbone, bias=False)
+        self.projection = VocabularyProjection(backbone, bias=False, terms=terms)
 
     def sums(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums over the labelled positions: `loss`, cross-entropies."""
@@ -158,14 +169,15 @@ class MaskedProjection(nn.Module):
 
     Args:
         backbone: whose hidden states it takes; see `VocabularyProjection`.
+        terms: what is added to the loss in training.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, terms: LossTerms = PLAIN) -> None:
         super().__init__()
         self.dense = nn.Linear(backbone.dim, backbone.dim)
         self.activation = build_gelu(backbone.activation)
         self.norm = nn.LayerNorm(backbone.dim, eps=backbone.norm_eps)
-        self.projection = VocabularyProjection(backbone, bias=True)
+        self.projection = VocabularyProjection(backbone, bias=True, terms=terms)
 
     def transform(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -187,13 +199,14 @@ class MaskedHead(Head):
 
     Args:
         backbone: whose hidden states it takes.
+        terms: what is added to the loss of the masked tokens in training.
     """
 
     sum_names: ClassVar[tuple[str, ...]] = ("loss", "correct")
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, terms: LossTerms = PLAIN) -> None:
         super().__init__()
-        self.masked = MaskedProjection(backbone)
+        self.masked = MaskedProjection(backbone, terms)
 
     def sums(self, hidden_BTD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums over the labelled positions.
@@ -248,12 +261,13 @@ class MaskedNextHead(MaskedHead):
 
     Args:
         backbone: whose hidden states it takes.
+        terms: what is added to the loss of the masked tokens in training.
     """
 
     sum_names: ClassVar[tuple[str, ...]] = ("loss", "correct", "next_loss", "next_correct")
 
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone)
+    def __init__(self, backbone: Backbone, terms: LossTerms = PLAIN) -> None:
+        super().__init__(backbone, terms)
         self.pooler = Pooler(backbone.dim)
         self.next = Scores(backbone.dim, 2)
 

@@ -11,6 +11,7 @@ from llmtrain.data.batch import Batch
 from llmtrain.data.loader import Rows
 from llmtrain.data.store import View
 from llmtrain.model.assembled import Backbone, Head
+from llmtrain.model.kernels.linear_cross_entropy import LossTerms
 from llmtrain.objective.causal import Causal
 from llmtrain.objective.mlm import MLM
 from llmtrain.objective.mlm_nsp import MLMNSP
@@ -50,7 +51,9 @@ class PretrainingObjective(Objective, Protocol):
 
 
 OBJECTIVES: dict[type, Callable[[Any, DataConfig], PretrainingObjective]] = {
-    CausalConfig: lambda config, data: Causal(data.isolate_documents),
+    CausalConfig: lambda config, data: Causal(
+        data.isolate_documents, LossTerms(config.label_smoothing, config.z_loss)
+    ),
     MLMConfig: lambda config, data: MLM(config),
     MLMNSPConfig: lambda config, data: MLMNSP(config),
 }

@@ -9,6 +9,7 @@ from llmtrain.data.rows import StreamRows
 from llmtrain.data.store import View
 from llmtrain.model.assembled import Backbone
 from llmtrain.model.heads import LanguageModelHead
+from llmtrain.model.kernels.linear_cross_entropy import PLAIN, LossTerms
 
 
 class Causal:
@@ -16,12 +17,14 @@ class Causal:
 
     Args:
         isolate_documents: keep attention and prediction inside each document.
+        terms: what is added to the loss in training.
     """
 
     labelled_share = 1.0
 
-    def __init__(self, isolate_documents: bool) -> None:
+    def __init__(self, isolate_documents: bool, terms: LossTerms = PLAIN) -> None:
         self.isolate_documents = isolate_documents
+        self.terms = terms
 
     def rows(self, view: View, *, sequence_length: int, seed: int, shuffle: bool) -> StreamRows:
         """Rows of the joined documents, every token an input once in an epoch."""
@@ -35,7 +38,7 @@ class Causal:
 
     def build_head(self, backbone: Backbone) -> LanguageModelHead:
         """Projection onto the vocabulary."""
-        return LanguageModelHead(backbone)
+        return LanguageModelHead(backbone, self.terms)
 
     def count(self, batch: Batch) -> dict[str, float]:
         """Number of labels: the denominator of the loss."""

@@ -11,6 +11,7 @@ from llmtrain.data.spans import SpanRows
 from llmtrain.data.store import View
 from llmtrain.model.assembled import Backbone
 from llmtrain.model.heads import MaskedHead
+from llmtrain.model.kernels.linear_cross_entropy import LossTerms
 from llmtrain.schema.objective import MLMConfig
 from llmtrain.utils.errors import ConfigError
 
@@ -25,6 +26,7 @@ class MLM:
     def __init__(self, config: MLMConfig) -> None:
         self.config = config
         self.labelled_share = config.mask_rate
+        self.terms = LossTerms(config.label_smoothing, config.z_loss)
 
     def rows(self, view: View, *, sequence_length: int, seed: int, shuffle: bool) -> PackedRows:
         """Rows of spans of documents, every token once in an epoch.
@@ -56,7 +58,7 @@ class MLM:
 
     def build_head(self, backbone: Backbone) -> MaskedHead:
         """Projection of the masked positions onto the vocabulary."""
-        return MaskedHead(backbone)
+        return MaskedHead(backbone, self.terms)
 
     def count(self, batch: Batch) -> dict[str, float]:
         """Number of labels: the denominator of the loss."""

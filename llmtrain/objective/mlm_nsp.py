@@ -44,7 +44,7 @@ class MLMNSP(MLM):
 
     def build_head(self, backbone: Backbone) -> MaskedNextHead:
         """Projection of the masked positions, and two classes for each pair."""
-        return MaskedNextHead(backbone)
+        return MaskedNextHead(backbone, self.terms)
 
     def count(self, batch: Batch) -> dict[str, float]:
         """Numbers of masked tokens and of pairs: the denominators of the losses."""

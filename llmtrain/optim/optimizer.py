@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmtrain.schema.optim import AdamWConfig, OptimConfig
+from llmtrain.optim.lion import Lion
+from llmtrain.schema.optim import (
+    AdafactorConfig,
+    AdamConfig,
+    AdamWConfig,
+    LionConfig,
+    OptimConfig,
+    SGDConfig,
+)
 from llmtrain.utils.errors import ConfigError
 
 
@@ -98,8 +106,38 @@ def build_adamw(config: AdamWConfig, groups: list[dict[str, Any]]) -> torch.opti
     )
 
 
+def build_adam(config: AdamConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """torch's Adam, fused."""
+    return torch.optim.Adam(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
+
+
+def build_sgd(config: SGDConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """torch's SGD, fused."""
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
+    )
+
+
+def build_adafactor(config: AdafactorConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """torch's Adafactor."""
+    return torch.optim.Adafactor(
+        groups, lr=config.lr, beta2_decay=config.beta2_decay, d=config.clip_update, foreach=False
+    )
+
+
+def build_lion(config: LionConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Ours: torch has none."""
+    return Lion(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+
+
 OPTIMIZERS: dict[type, Callable[[Any, list[dict[str, Any]]], torch.optim.Optimizer]] = {
-    AdamWConfig: build_adamw
+    AdamWConfig: build_adamw,
+    AdamConfig: build_adam,
+    SGDConfig: build_sgd,
+    AdafactorConfig: build_adafactor,
+    LionConfig: build_lion,
 }
 """Optimizers."""
 

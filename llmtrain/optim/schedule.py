@@ -6,7 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llmtrain.schema.optim import ConstantSchedule, CosineSchedule, LinearSchedule, ScheduleConfig
+from llmtrain.schema.optim import (
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    PolynomialSchedule,
+    ScheduleConfig,
+    WSDSchedule,
+)
 
 Shape = Callable[[float], float]
 """Progress after the warm-up, 0 to 1 -> factor of the highest learning rate."""
@@ -28,10 +35,28 @@ def build_cosine(config: CosineSchedule) -> Shape:
     return lambda progress: config.final_ratio + swing * (1.0 + math.cos(math.pi * progress))
 
 
+def build_polynomial(config: PolynomialSchedule) -> Shape:
+    """A power of what is left, from 1 to `final_ratio`."""
+    return lambda progress: config.final_ratio + (1.0 - config.final_ratio) * (1.0 - progress) ** config.power
+
+
+def build_wsd(config: WSDSchedule) -> Shape:
+    """1, and in the last part down to `final_ratio` by 1 - sqrt(progress of that part), which leads to a
+    lower loss than a line (Hägele et al. 2024)."""
+
+    def shape(progress: float) -> float:
+        part = max(0.0, (progress - (1.0 - config.decay)) / config.decay)
+        return 1.0 - (1.0 - config.final_ratio) * math.sqrt(part)
+
+    return shape
+
+
 SCHEDULES: dict[type, Callable[[Any], Shape]] = {
     ConstantSchedule: build_constant,
     LinearSchedule: build_linear,
     CosineSchedule: build_cosine,
+    PolynomialSchedule: build_polynomial,
+    WSDSchedule: build_wsd,
 }
 """Shapes after the warm-up."""
 

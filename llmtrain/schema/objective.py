@@ -31,6 +31,18 @@ class ObjectiveConfig:
     kind: str = ""
     """Pretraining objective."""
 
+    label_smoothing: float = 0.0
+    """Share of a target that is spread over the whole vocabulary (Szegedy et al. 2016). In training only:
+    validation losses stay comparable."""
+
+    z_loss: float = 0.0
+    """Factor of the squared logarithm of the softmax's denominator, added to the loss in training: keeps
+    logits from drifting in long runs (Chowdhery et al. 2022, who take 1e-4)."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.label_smoothing < 1, "label_smoothing", "must be at least 0 and below 1")
+        require(self.z_loss >= 0, "z_loss", "must not be negative")
+
 
 @dataclass
 class CausalConfig(ObjectiveConfig):
@@ -75,6 +87,7 @@ class MLMConfig(ObjectiveConfig):
     such as Chinese; the longest match wins. Default: pieces that continue a word belong to it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 < self.mask_rate < 1, "mask_rate", "must be above 0 and below 1")
         require(self.replace_rate >= 0, "replace_rate", "must not be negative")
         require(self.random_rate >= 0, "random_rate", "must not be negative")

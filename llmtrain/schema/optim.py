@@ -68,6 +68,96 @@ class AdamWConfig(OptimConfig):
 
 
 @dataclass
+class AdamConfig(AdamWConfig):
+    """Adam (Kingma & Ba 2015): weight decay is added to the gradient, and so divided like it."""
+
+    kind: str = "adam"
+    """Optimizer."""
+
+    weight_decay: float = 0.0
+    """Added to the gradient of matrices, times the weight; norms and biases are never decayed."""
+
+    beta2: float = 0.999
+    """Decay of the mean of squared gradients."""
+
+
+@dataclass
+class SGDConfig(OptimConfig):
+    """Stochastic gradient descent with momentum."""
+
+    kind: str = "sgd"
+    """Optimizer."""
+
+    lr: float = 0.1
+    """Highest learning rate; the schedule scales it. Steps are as long as gradients: greater than Adam's."""
+
+    weight_decay: float = 0.0
+    """Added to the gradient of matrices, times the weight; norms and biases are never decayed."""
+
+    momentum: float = 0.9
+    """Share of the last step in the next one."""
+
+    nesterov: bool = False
+    """Take the gradient where momentum leads to (Sutskever et al. 2013)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, "momentum", "must be at least 0 and below 1")
+        require(not self.nesterov or self.momentum > 0, "nesterov", "needs momentum")
+
+
+@dataclass
+class AdafactorConfig(OptimConfig):
+    """Adafactor (Shazeer & Stern 2018): of the squared gradients of a matrix it keeps sums of rows and
+    columns only, so that its state takes next to no memory."""
+
+    kind: str = "adafactor"
+    """Optimizer."""
+
+    lr: float = 1e-2
+    """Highest learning rate, as a share of the size of the weights; the schedule scales it."""
+
+    weight_decay: float = 0.0
+    """Decay of matrices; norms and biases are never decayed."""
+
+    beta2_decay: float = -0.8
+    """The mean of squared gradients decays by 1 - step ** beta2_decay."""
+
+    clip_update: float = 1.0
+    """Updates are scaled down to this root mean square."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.beta2_decay <= 0, "beta2_decay", "must not be above 0")
+        require(self.clip_update > 0, "clip_update", "must be greater than 0")
+
+
+@dataclass
+class LionConfig(OptimConfig):
+    """Lion (Chen et al. 2023): steps of one size, in the direction of the sign of a mean gradient."""
+
+    kind: str = "lion"
+    """Optimizer."""
+
+    lr: float = 1e-4
+    """Highest learning rate; the schedule scales it. A third to a tenth of Adam's."""
+
+    weight_decay: float = 1.0
+    """Decay of matrices; norms and biases are never decayed. Three to ten times Adam's, since lr is less."""
+
+    beta1: float = 0.9
+    """Share of the mean gradient in the direction of a step."""
+
+    beta2: float = 0.99
+    """Decay of the mean gradient."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("beta1", "beta2"):
+            require(0 <= getattr(self, key) < 1, key, "must be at least 0 and below 1")
+
+
+@dataclass
 class ScheduleConfig:
     """What all learning-rate schedules share."""
 
@@ -117,4 +207,43 @@ class CosineSchedule(ScheduleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(0 <= self.final_ratio <= 1, "final_ratio", "must be between 0 and 1")
+
+
+@dataclass
+class PolynomialSchedule(ScheduleConfig):
+    """Warm-up, then down to the final ratio by a power of what is left of the run."""
+
+    kind: str = "polynomial"
+    """Shape of the learning rate over time."""
+
+    power: float = 2.0
+    """1 is linear; the greater, the sooner the rate falls."""
+
+    final_ratio: float = 0.0
+    """Learning rate at the end, as a share of the highest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.power > 0, "power", "must be greater than 0")
+        require(0 <= self.final_ratio <= 1, "final_ratio", "must be between 0 and 1")
+
+
+@dataclass
+class WSDSchedule(ScheduleConfig):
+    """Warm-up, stable, decay (Hu et al. 2024, "MiniCPM"): constant, and at last down to the final ratio. A
+    run can be taken up from before its decay, and trained for longer."""
+
+    kind: str = "wsd"
+    """Shape of the learning rate over time."""
+
+    decay: float = 0.2
+    """Share of the run, after the warm-up, in which the rate falls."""
+
+    final_ratio: float = 0.0
+    """Learning rate at the end, as a share of the highest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.decay <= 1, "decay", "must be above 0 and at most 1")
         require(0 <= self.final_ratio <= 1, "final_ratio", "must be between 0 and 1")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmtrain.schema.data import DataConfig, HuggingFaceData, TextData
+from llmtrain.schema.data import DataConfig, HuggingFaceData, MixtureData, TextData
 from llmtrain.schema.layout import layout_problems
 from llmtrain.schema.load import suggest
 from llmtrain.schema.model import ModelConfig
-from llmtrain.schema.optim import CosineSchedule, LinearSchedule
+from llmtrain.schema.optim import ConstantSchedule
 from llmtrain.schema.parallel import count_processes
 from llmtrain.schema.roots import (
     ConvertConfig,
@@ -37,6 +37,8 @@ def validate(verb: str, config: Any) -> list[Problem]:
     problems: list[Problem] = []
     if isinstance(config, TrainingConfig):
         problems += _length(config) + _schedule(config)
+        if not isinstance(config, PrepareConfig):
+            problems += _adapt(config)
         if not isinstance(config, PrepareConfig):  # it takes one process, here; the training may be elsewhere
             problems += _layout(config)
     if isinstance(config, FinetuneConfig):
@@ -179,12 +181,26 @@ def _layout(config: TrainingConfig) -> list[Problem]:
     return layout_problems(config, world, model, config.train.sequence_length)
 
 
+def _adapt(config: TrainingConfig) -> list[Problem]:
+    """Adapters have a model to adapt."""
+    if config.adapt is None:
+        return []
+    problems = []
+    if not config.init_from:
+        what = f"adapt={config.adapt.kind} adapts a pretrained model: init_from is not set"
+        problems.append(Problem(what, "init_from", "give init_from=RUN, or leave adapt out"))
+    if isinstance(config, FinetuneConfig) and config.reinitialise:
+        what = f"adapt={config.adapt.kind} adapts pretrained weights, and reinitialise=true draws new ones"
+        problems.append(Problem(what, "reinitialise", "leave one of them out"))
+    return problems
+
+
 def _schedule(config: TrainingConfig) -> list[Problem]:
     """The warm-up ends before the training does."""
     steps, schedule = config.train.steps, config.schedule
     problems = []
     if steps is not None and schedule.warmup >= 1 and schedule.warmup >= steps:
-        decays = isinstance(schedule, LinearSchedule | CosineSchedule)
+        decays = not isinstance(schedule, ConstantSchedule)
         problems.append(
             Problem(
                 f"schedule.warmup={schedule.warmup:g} steps is the whole training of train.steps={steps}"
@@ -223,31 +239,70 @@ def _vocabulary(model: ModelConfig, tokenizer: TokenizerConfig) -> list[Problem]
     return [Problem(f"model.vocab_size={model.vocab_size} is below {name}", "model.vocab_size", fix)]
 
 
-def _data(data: DataConfig) -> list[Problem]:
+def _data(data: DataConfig, prefix: str = "data") -> list[Problem]:
     """The data source knows what to read, and there is something to validate on."""
     problems: list[Problem] = []
+    paths = f"{prefix}.paths"
+    if isinstance(data, MixtureData):
+        return _mixture(data)
     if isinstance(data, TextData) and not data.paths:
-        fix = "give data.paths=[a.txt,b.jsonl], folders or patterns too: 'data.paths=[\"books/*.txt\"]'"
-        problems.append(Problem("data=text needs files: data.paths is empty", "data.paths", fix))
+        fix = f"give {paths}=[a.txt,b.jsonl], folders or patterns too: '{paths}=[\"books/*.txt\"]'"
+        problems.append(Problem(f"{prefix}=text needs files: {paths} is empty", paths, fix))
     if isinstance(data, HuggingFaceData) and not data.name:
-        fix = "give data.name=Salesforce/wikitext (and data.subset=...), or a local folder"
-        problems.append(Problem("data=huggingface needs a data set: data.name is not set", "data.name", fix))
+        fix = f"give {prefix}.name=Salesforce/wikitext (and {prefix}.subset=...), or a local folder"
+        what = f"{prefix}=huggingface needs a data set: {prefix}.name is not set"
+        problems.append(Problem(what, f"{prefix}.name", fix))
     if isinstance(data, TextData):
         if any(not path.strip() for path in [*data.paths, *data.validation_paths]):
-            problems.append(Problem("data.paths holds an empty path", "data.paths", "remove it"))
+            problems.append(Problem(f"{paths} holds an empty path", paths, "remove it"))
         both = sorted(set(data.paths) & set(data.validation_paths))
         if both:
             problems.append(
                 Problem(
                     f"trained and validated on the same file: {both[0]}",
-                    "data.validation_paths",
-                    "leave data.validation_paths out: data.validation_fraction holds out a part",
+                    f"{prefix}.validation_paths",
+                    f"leave {prefix}.validation_paths out: {prefix}.validation_fraction holds out a part",
                 )
             )
     if isinstance(data, HuggingFaceData) and data.validation_split == data.split:
-        fix = "leave data.validation_split out: data.validation_fraction holds out a part"
+        fix = f"leave {prefix}.validation_split out: {prefix}.validation_fraction holds out a part"
         what = f"trained and validated on the same split: {data.split}"
-        problems.append(Problem(what, "data.validation_split", fix))
+        problems.append(Problem(what, f"{prefix}.validation_split", fix))
+    if prefix == "data" and data.weight is not None:
+        fix = f"leave it out, or give data=mixture data.sources.NAME.weight={data.weight}"
+        problems.append(Problem("data.weight is for the sources of data=mixture", "data.weight", fix))
+    return problems
+
+
+def _mixture(data: MixtureData) -> list[Problem]:
+    """There are sources, all with a weight or none, and each text is of its own."""
+    problems: list[Problem] = []
+    if not data.sources:
+        fix = "give data.sources.NAME.paths=[...] data.sources.NAME.weight=70, for each source"
+        problems.append(Problem("data=mixture needs sources: data.sources is empty", "data.sources", fix))
+    without = [name for name, source in data.sources.items() if source.weight is None]
+    if without and len(without) < len(data.sources):
+        key = f"data.sources.{without[0]}.weight"
+        fix = "give each source a weight, or none: then all are read equally often"
+        problems.append(Problem(f"{key} is not set, and those of others are", key, fix))
+    for section, texts in (("sources", data.sources), ("validation", data.validation)):
+        for name, text in texts.items():
+            prefix = f"data.{section}.{name}"
+            problems += _data(text, prefix)
+            if text.isolate_documents:
+                fix = "set data.isolate_documents=true, for all of them"
+                what = f"{prefix}.isolate_documents is for the whole mixture"
+                problems.append(Problem(what, f"{prefix}.isolate_documents", fix))
+            own = getattr(text, "validation_paths", None) or getattr(text, "validation_split", None)
+            if own and (data.validation or section == "validation"):
+                key = "validation_split" if isinstance(text, HuggingFaceData) else "validation_paths"
+                fix = "name it among data.validation, too, or leave it out"
+                what = f"{prefix}.{key} is not used: data.validation names the texts to validate on"
+                problems.append(Problem(what, f"{prefix}.{key}", fix))
+            if text.weight is not None and section == "validation":
+                fix = "leave it out"
+                what = f"{prefix}.weight is of no use: validation texts are not mixed"
+                problems.append(Problem(what, f"{prefix}.weight", fix))
     return problems
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmtrain.data.batch import Batch
-from llmtrain.data.examples import ExampleRows
+from llmtrain.data.examples import ExampleRows, PackedExamples
 from llmtrain.data.samples import PackedRow, Sample, pack_batch
 
 
@@ -20,7 +20,9 @@ def samples(lengths: Sequence[int]) -> list[Sample]:
     ]
 
 
-def rows(lengths: Sequence[int], batch_size: int, shuffle: bool = True, limit: int = 512) -> ExampleRows:
+def rows(
+    lengths: Sequence[int], batch_size: int, shuffle: bool = True, limit: int = 512, multiple: int = 1
+) -> ExampleRows:
     return ExampleRows(
         samples(lengths),
         lambda rows, length, pad: pack_batch(rows, length, pad),
@@ -29,6 +31,7 @@ def rows(lengths: Sequence[int], batch_size: int, shuffle: bool = True, limit: i
         pad_id=0,
         seed=3,
         shuffle=shuffle,
+        multiple=multiple,
     )
 
 
@@ -86,3 +89,55 @@ def test_a_batch_of_fillers_has_a_shape() -> None:
     batch = stream.collate([stream.filler()] * 2)
     assert batch.ids.shape == (2, 1)
     assert batch.num_tokens == 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 31, 33, 100, 500])
+def test_processes_that_share_out_a_row_have_equal_parts_of_it(length: int) -> None:
+    """Rows of fillers too: at the end of an evaluation a process may have nothing else."""
+    stream = rows([500], 2, multiple=6, limit=516)
+    row = PackedRow(samples([length])) if length else stream.filler()
+    padded = stream.collate([row] * 2).ids.shape[1]
+    assert padded >= max(1, length)
+    assert padded % 6 == 0
+
+
+def packed(lengths: Sequence[int], limit: int, seed: int = 3) -> PackedExamples:
+    return PackedExamples(
+        samples(lengths),
+        lambda rows, length, pad: pack_batch(rows, length, pad, max(len(row.samples) for row in rows)),
+        sequence_length=limit,
+        pad_id=0,
+        seed=seed,
+    )
+
+
+def epoch_of(stream: PackedExamples, epoch: int) -> list[list[int]]:
+    """Numbers of the samples in each row."""
+    start = epoch * stream.rows_per_epoch
+    read = [stream.read(start + i) for i in range(stream.rows_per_epoch)]
+    assert {row.epoch for row in read} == {epoch}
+    return [[sample.number for sample in row.samples] for row in read]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 64), min_size=1, max_size=200),
+    epoch=st.integers(0, 5),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_packed_rows_have_every_example_once_and_whole(lengths: list[int], epoch: int, seed: int) -> None:
+    rows = epoch_of(packed(lengths, 64, seed), epoch)
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
+    assert all(0 < sum(lengths[number] for number in row) <= 64 for row in rows)
+    assert rows == epoch_of(packed(lengths, 64, seed), epoch)  # whoever asks, and whenever
+
+
+def test_packing_wastes_little_and_is_drawn_anew() -> None:
+    lengths = np.random.default_rng(0).lognormal(4.3, 0.7, 2000).clip(10, 512).astype(int).tolist()
+    stream = packed(lengths, 512)
+    assert stream.mean_length > 0.97 * 512
+    first, second = epoch_of(stream, 0), epoch_of(stream, 1)
+    together = [{frozenset(row) for row in rows} for rows in (first, second)]
+    assert len(together[0] & together[1]) < 0.2 * len(first)
+    assert first != [sorted(row) for row in second]
+    assert stream.collate([stream.read(0), stream.read(1)]).ids.shape == (2, 512)

@@ -1,10 +1,14 @@
 """The fused projection and loss against plain operations."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from llmtrain.data.batch import IGNORE
 from llmtrain.model.kernels import linear_cross_entropy as kernel
+from llmtrain.objective.causal import Causal
+from tests.helpers.models import make_model, random_batch, small_config
 
 
 def example(
@@ -40,6 +44,27 @@ def test_equals_reference_whatever_the_chunks(monkeypatch, chunk_rows, bias):
     actual = gradients(kernel.linear_cross_entropy, *arguments)
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "terms", [kernel.LossTerms(0.1), kernel.LossTerms(0.0, 1e-2), kernel.LossTerms(0.2, 1e-3)]
+)
+def test_smoothed_labels_and_z_loss_equal_the_reference(monkeypatch, terms):
+    arguments = example()
+    monkeypatch.setattr(kernel, "MAX_LOGITS", 7 * 50)
+    expected = gradients(partial(kernel.linear_cross_entropy_reference, terms=terms), *arguments)
+    actual = gradients(partial(kernel.linear_cross_entropy, terms=terms), *arguments)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert actual[0] > gradients(kernel.linear_cross_entropy, *arguments)[0] or terms.label_smoothing
+
+
+def test_terms_of_the_loss_are_for_training_only():
+    model = make_model(small_config(), build_head=Causal(False, kernel.LossTerms(0.1, 1e-2)).build_head)
+    plain = make_model(small_config())
+    batch = random_batch()
+    assert model.train().sums(batch)["loss"] > 1.001 * plain.train().sums(batch)["loss"]
+    assert model.eval().sums(batch)["loss"] == plain.eval().sums(batch)["loss"]
 
 
 def test_gradcheck(monkeypatch):

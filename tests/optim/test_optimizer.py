@@ -5,7 +5,7 @@ import torch
 
 from llmtrain.optim.clip import clip_gradients
 from llmtrain.optim.optimizer import build_optimizer, freeze, frozen_names, named_state, scale_learning_rate
-from llmtrain.schema.optim import AdamWConfig
+from llmtrain.schema.optim import AdafactorConfig, AdamConfig, AdamWConfig, LionConfig, SGDConfig
 from llmtrain.utils.errors import ConfigError
 from tests.helpers.models import make_model, random_batch, small_config
 
@@ -58,6 +58,56 @@ def test_first_steps_equal_torch_adamw():
             optim.zero_grad()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("config", "reference"),
+    [
+        (AdamConfig(lr=1e-2), lambda p: torch.optim.Adam(p, lr=1e-2, betas=(0.9, 0.999), fused=True)),
+        (SGDConfig(lr=0.5), lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9, fused=True)),
+        (SGDConfig(lr=0.5, nesterov=True),
+         lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9, nesterov=True, fused=True)),
+        (AdafactorConfig(lr=0.1), lambda p: torch.optim.Adafactor(p, lr=0.1, foreach=False)),
+    ],
+    ids=["adam", "sgd", "nesterov", "adafactor"],
+)  # fmt: skip
+def test_steps_equal_those_of_torch(config, reference):
+    """Although the state is made before the first step, of a gradient of zeros."""
+    ours, theirs = make_model(small_config()), make_model(small_config())
+    optimizers = build_optimizer(config, ours), reference(list(theirs.parameters()))
+    for _ in range(4):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            model.sums(random_batch())["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_lion_is_the_published_algorithm():
+    """Algorithm 2 of the paper, written out for one number."""
+    weight = torch.nn.Parameter(torch.tensor([[1.0]]))
+    optimizer = build_optimizer(LionConfig(lr=0.1, weight_decay=0.5), torch.nn.ParameterList([weight]))
+    expected, mean = 1.0, 0.0
+    for gradient in (0.5, -0.02, -3.0, 0.1):
+        weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        c = 0.9 * mean + 0.1 * gradient
+        expected -= 0.1 * ((c > 0) - (c < 0) + 0.5 * expected)
+        mean = 0.99 * mean + 0.01 * gradient
+        assert weight.item() == pytest.approx(expected)
+        assert optimizer.state[weight]["mean"].item() == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("config", [AdamConfig(), SGDConfig(), AdafactorConfig(), LionConfig()])
+def test_the_whole_state_is_tensors_with_names(config):
+    model = make_model(small_config())
+    optimizer = build_optimizer(config, model)
+    before = set(named_state(optimizer, dict(model.named_parameters())))
+    model.sums(random_batch())["loss"].backward()
+    optimizer.step()
+    assert before == set(named_state(optimizer, dict(model.named_parameters())))
+    assert {key for state in optimizer.state.values() for key in state} == {n.split(".")[-1] for n in before}
 
 
 def test_found_inf_skips_the_update_on_the_device():

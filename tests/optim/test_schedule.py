@@ -3,9 +3,17 @@
 import math
 
 import pytest
+import torch
+from transformers import get_polynomial_decay_schedule_with_warmup
 
 from llmtrain.optim.schedule import Schedule
-from llmtrain.schema.optim import ConstantSchedule, CosineSchedule, LinearSchedule
+from llmtrain.schema.optim import (
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    PolynomialSchedule,
+    WSDSchedule,
+)
 
 
 def test_warmup_by_ratio_and_by_steps_are_the_same():
@@ -32,6 +40,23 @@ def test_linear_is_a_line_and_stays_at_its_end():
     assert [schedule.factor(step) for step in (0, 5, 9, 10, 50)] == pytest.approx([1.0, 0.5, 0.1, 0.0, 0.0])
 
 
-@pytest.mark.parametrize("kind", [ConstantSchedule, LinearSchedule, CosineSchedule])
+@pytest.mark.parametrize(
+    "kind", [ConstantSchedule, LinearSchedule, CosineSchedule, PolynomialSchedule, WSDSchedule]
+)
 def test_a_run_of_one_step_works(kind):
     assert 0 <= Schedule(kind(warmup=0.5), 1).factor(0) <= 1
+
+
+def test_polynomial_is_transformers_one():
+    ours = Schedule(PolynomialSchedule(warmup=10, power=3.0, final_ratio=0.05), 100)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = get_polynomial_decay_schedule_with_warmup(optimizer, 10, 100, lr_end=0.05, power=3.0)
+    for step in range(10, 100):  # ours already learns in the first step of the warm-up
+        assert ours.factor(step) == pytest.approx(theirs.lr_lambdas[0](step))
+
+
+def test_wsd_stays_and_then_falls():
+    schedule = Schedule(WSDSchedule(warmup=10, decay=0.25, final_ratio=0.2), 110)
+    assert [schedule.factor(step) for step in (9, 10, 50, 85)] == pytest.approx([1.0] * 4)
+    assert schedule.factor(85 + 6.25) == pytest.approx(1 - 0.8 * 0.5)
+    assert [schedule.factor(step) for step in (110, 200)] == pytest.approx([0.2, 0.2])

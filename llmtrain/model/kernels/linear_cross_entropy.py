@@ -30,16 +30,36 @@ LossAndCorrect = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
+class LossTerms:
+    """What is added to the cross-entropies in training.
+
+    Attributes:
+        label_smoothing: share of the target that is spread over all classes (Szegedy et al. 2016, section 7).
+        z_loss: factor of the squared logarithm of the softmax's denominator, which keeps logits from
+            drifting (Chowdhery et al. 2022, "PaLM", section 5).
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+PLAIN = LossTerms()
+"""Cross-entropy alone."""
+
+
+@dataclass(frozen=True)
 class VocabularyShard:
     """The classes of this process where several share the vocabulary; each has all rows of hidden states.
 
     Attributes:
         group: the processes.
         start: class that the first row of the own weight stands for.
+        num_classes: real classes of all processes.
     """
 
     group: dist.ProcessGroup
     start: int
+    num_classes: int
 
     def reduce(self, values: Tensor, how: Any) -> Tensor:
         """Reduce over the processes, in place."""
@@ -54,13 +74,18 @@ def linear_cross_entropy_reference(
     vocab: int,
     bias_V: Tensor | None = None,
     count_correct: bool = False,
+    terms: LossTerms = PLAIN,
 ) -> LossAndCorrect:
     """The same in plain operations, all logits at once."""
     logits_NV = F.linear(hidden_ND, weight_VD[:vocab])
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     if bias_V is not None:
         logits_NV = logits_NV + bias_V[:vocab]
-    loss = F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORE, reduction="sum")
+    loss = F.cross_entropy(
+        logits_NV, labels_N, ignore_index=IGNORE, reduction="sum", label_smoothing=terms.label_smoothing
+    )
+    if terms.z_loss:
+        loss = loss + terms.z_loss * logits_NV.logsumexp(dim=1).square().where(labels_N != IGNORE, 0).sum()
     correct = (logits_NV.argmax(1) == labels_N).sum().to(loss.dtype) if count_correct else None
     return loss, correct
 
@@ -73,6 +98,7 @@ def linear_cross_entropy(
     bias_V: Tensor | None = None,
     count_correct: bool = False,
     shard: VocabularyShard | None = None,
+    terms: LossTerms = PLAIN,
 ) -> LossAndCorrect:
     """Sum of cross-entropies of ``softmax(hidden @ weight[:vocab].T + bias[:vocab])`` at the labels.
 
@@ -85,13 +111,16 @@ def linear_cross_entropy(
         count_correct: count the rows whose label has the highest logit.
         shard: weight, bias and `vocab` are a share of the classes, and `vocab` may be 0; labels are those of
             all. Collective; loss and gradient of the hidden states are whole in every process.
+        terms: what is added to the loss.
 
     Returns:
         loss: scalar, fp32 (fp64 for fp64 inputs).
         correct: scalar of the same format without a gradient, or None.
     """
     if os.environ.get("LLMTRAIN_KERNELS") == "0" and shard is None:
-        return linear_cross_entropy_reference(hidden_ND, weight_VD, labels_N, vocab, bias_V, count_correct)
+        return linear_cross_entropy_reference(
+            hidden_ND, weight_VD, labels_N, vocab, bias_V, count_correct, terms
+        )
     if not torch.is_grad_enabled():  # the function below sees only whether the inputs could have gradients
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
         bias_V = None if bias_V is None else bias_V.detach()
@@ -100,7 +129,7 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
     with torch.autocast(device, enabled=False):
         loss, correct = _LinearCrossEntropy.apply(
-            hidden_ND, weight_VD, bias_V, labels_N, vocab, dtype, count_correct, shard
+            hidden_ND, weight_VD, bias_V, labels_N, vocab, dtype, count_correct, shard, terms
         )
     return loss, correct if count_correct else None
 
@@ -119,12 +148,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         count_correct: bool,
         shard: VocabularyShard | None,
+        terms: LossTerms,
     ) -> tuple[Tensor, Tensor]:
         sum_dtype = torch.promote_types(dtype, torch.float32)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         num = max(1, vocab)  # of a share without a real class, one row takes part with a probability of 0
         weight = weight_VD[:num].to(dtype)
-        start = 0 if shard is None else shard.start
+        start, num_classes = (0, vocab) if shard is None else (shard.start, shard.num_classes)
+        spread = terms.label_smoothing / num_classes  # what each class has of a smoothed target
         total, correct = (hidden_ND.new_zeros((), dtype=sum_dtype) for _ in range(2))
         grad_hidden = torch.empty_like(hidden_ND) if need_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=sum_dtype) if need_weight else None
@@ -146,19 +177,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             highest, best = highest_logits(logits, start, count_correct, shard)
             if best is not None:
                 correct += (best == labels).sum()
-            scores = logits.gather(1, target)
+            scores = logits.gather(1, target).where(own, 0) * (1.0 - terms.label_smoothing)
+            if spread and vocab:
+                scores += spread * logits.sum(dim=1, keepdim=True)
             # From here on in place: a fresh block of logits costs more in page faults than an operation.
             shares = logits.sub_(highest).exp_()
             sums = shares.sum(dim=1, keepdim=True)
             if shard is not None:
-                both = torch.cat([sums, scores.where(own, 0)], dim=1)
-                sums, scores = shard.reduce(both, dist.ReduceOp.SUM).split(1, dim=1)
-            total += (sums.log() + highest - scores).where(labelled, 0).sum()
+                sums, scores = shard.reduce(torch.cat([sums, scores], dim=1), dist.ReduceOp.SUM).split(
+                    1, dim=1
+                )
+            logsumexp = sums.log() + highest
+            total += (logsumexp - scores + terms.z_loss * logsumexp.square()).where(labelled, 0).sum()
             if not (need_hidden or need_weight or need_bias):
                 continue
-            # d loss / d logits = softmax - one-hot, and nothing where there is no label.
-            grad_logits = shares.mul_(labelled / sums)
-            grad_logits.scatter_add_(1, target, -own.to(sum_dtype))
+            # d loss / d logits = softmax * (1 + 2 z logsumexp) - target, and nothing where there is no label.
+            grad_logits = shares.mul_(labelled * (1.0 + 2.0 * terms.z_loss * logsumexp) / sums)
+            grad_logits.scatter_add_(1, target, own.to(sum_dtype) * (terms.label_smoothing - 1.0))
+            if spread and vocab:
+                grad_logits -= spread * labelled.to(sum_dtype)
             if grad_bias is not None:
                 grad_bias[:num] += grad_logits.sum(dim=0)
             grad_logits = grad_logits.to(dtype)
@@ -184,7 +221,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = (grad_weight * grad).to(weight_dtype)
         if grad_bias is not None:
             grad_bias = (grad_bias * grad).to(bias_dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, *[None] * 6
 
 
 def highest_logits(

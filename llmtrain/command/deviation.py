@@ -104,3 +104,13 @@ def relative(expected: float | None, actual: float | None) -> float:
     if expected == actual:
         return 0.0
     return abs(expected - actual) / abs(expected) if expected else math.inf
+
+
+def within(found: Deviation, roundings: Deviation, factor: float) -> bool:
+    """Whether a deviation is at most so many times another one, in each of its numbers."""
+    pairs = [
+        (found.loss, roundings.loss),
+        (found.gradient_norm, roundings.gradient_norm),
+        (found.validation_loss or 0.0, roundings.validation_loss or 0.0),
+    ]
+    return all(one <= factor * other for one, other in pairs)

@@ -78,7 +78,8 @@ def open_run(composed: Composed, words: Sequence[str]) -> Start:
         DiskFullError: there is no space.
     """
     directory = RunDirectory(run_path(composed))
-    if composed.config.resume == "must" and not _has_checkpoint(directory):
+    resume = "auto" if _is_restart(directory) else composed.config.resume.value
+    if resume == "must" and not _has_checkpoint(directory):
         raise ConfigError(
             "resume=must, but there is no checkpoint to resume from",
             str(directory.checkpoints),
@@ -87,7 +88,7 @@ def open_run(composed: Composed, words: Sequence[str]) -> Start:
     try:
         descriptor = _lock(directory)
         try:
-            finished = _prepare(composed, directory, words)
+            finished = _prepare(composed, directory, words, resume)
         except BaseException:
             os.close(descriptor)
             raise
@@ -114,9 +115,20 @@ def _lock(directory: RunDirectory) -> int:
                 "wait until it ends, stop it, or give another run.name",
             )
         os.ftruncate(descriptor, 0)
-        holder = {"pid": os.getpid(), "host": platform.node(), "made": made}
+        holder = {"pid": os.getpid(), "parent": os.getppid(), "host": platform.node(), "made": made}
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
     return descriptor
+
+
+def _is_restart(directory: RunDirectory) -> bool:
+    """Whether torchrun starts its workers again: what `resume` says was meant for the first time."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        holder = read_json(directory.lock)
+        return bool(holder["parent"] == os.getppid() and holder["host"] == platform.node())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _holder(path: Path) -> str:
@@ -134,7 +146,9 @@ def _has_checkpoint(directory: RunDirectory) -> bool:
     return any(path for pattern in patterns for path in directory.checkpoints.glob(pattern))
 
 
-def _prepare(composed: Composed, directory: RunDirectory, words: Sequence[str]) -> dict[str, Any] | None:
+def _prepare(
+    composed: Composed, directory: RunDirectory, words: Sequence[str], resume: str
+) -> dict[str, Any] | None:
     """Compare with what is there, and write config, overrides and environment.
 
     Returns:
@@ -144,7 +158,7 @@ def _prepare(composed: Composed, directory: RunDirectory, words: Sequence[str]) 
     resolved = requested
     earlier = read_earlier(directory) if _has_checkpoint(directory) else None
     if earlier is not None:
-        if composed.config.resume == "never":
+        if resume == "never":
             raise ConfigError(
                 "resume=never, but the run has checkpoints",
                 str(directory.checkpoints),
@@ -217,6 +231,23 @@ def read_earlier(directory: RunDirectory) -> Earlier | None:
         text = directory.requested.read_text(encoding="utf-8")
         _, requested = read_plain(text, str(directory.requested))
     return Earlier(decided, requested)
+
+
+def finished_before(directory: Path, config: Any) -> dict[str, Any] | None:
+    """The summary of a run that is complete already and that this configuration asks for, else None.
+
+    Nothing is written; where there is any doubt, it is None.
+    """
+    run = RunDirectory(directory)
+    try:
+        earlier = read_earlier(run) if _has_checkpoint(run) else None
+    except (OSError, ConfigError):
+        return None
+    if earlier is None or config.resume == "never":
+        return None
+    requested = dump(config)
+    changed = earlier.changed(requested)
+    return None if any(map(is_frozen, changed)) else _finished(run, changed, requested)
 
 
 def _refuse_frozen(changed: dict[str, tuple[Any, Any]], directory: RunDirectory) -> None:

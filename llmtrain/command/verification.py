@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.command.children import Children
-from llmtrain.command.deviation import Curve, Deviation, deviation, read_curve
+from llmtrain.command.deviation import Curve, Deviation, deviation, read_curve, within
 from llmtrain.command.layouts import Layout
 from llmtrain.command.style import Style
 from llmtrain.schema.parallel import Degrees
@@ -24,6 +24,10 @@ from llmtrain.schema.verify import VerifyConfig
 from llmtrain.utils.errors import EXIT_MEANING, DataError, DivergedError, ExitCode, Problem
 from llmtrain.utils.io import read_json, write_json
 from llmtrain.utils.run_directory import RunDirectory
+
+OWN_ROUNDINGS = 10.0
+"""A layout may deviate so many times as much as one process does from itself when it accumulates gradients:
+both only add up in another order, but not by the same amount."""
 
 EXPLAINED = (ExitCode.CONFIG, ExitCode.DATA)
 """Exit codes of a training that cannot work as it was asked for; one process has shown that all else can."""
@@ -34,6 +38,7 @@ class Verdict(str, Enum):
 
     reference = "reference"
     equal = "equal"
+    rounding = "equal but for roundings"
     differs = "differs"
     refused = "refused"
     failed = "failed"
@@ -103,17 +108,32 @@ class Verification:
         results: one process first; those with problems are not run.
         told: steps and tolerances.
         style: for the terminal.
+        accumulated: one process that accumulates, which is trained where a layout differs: a training may
+            magnify roundings so much that one process differs from itself. None where a batch is one row.
         children: runs the commands.
     """
 
     def __init__(
-        self, results: Sequence[Result], told: VerifyConfig, style: Style, children: Children | None = None
+        self,
+        results: Sequence[Result],
+        told: VerifyConfig,
+        style: Style,
+        accumulated: Result | None = None,
+        children: Children | None = None,
     ) -> None:
         self.results = list(results)
+        self.accumulated = accumulated
         self.told = told
         self.style = style
         self.children = children or Children()
         self.live = sys.stdout.isatty()
+
+    @property
+    def trained(self) -> list[Result]:
+        """One process first; and once more where it was needed."""
+        single, *others = self.results
+        again = self.accumulated
+        return [single, *([again] if again is not None and again.deviation is not None else []), *others]
 
     def run(self) -> int:
         """Train under all layouts and print the table.
@@ -134,6 +154,7 @@ class Verification:
                 for result in others:
                     if result.verdict is Verdict.not_run and not self.children.stopped_by:
                         self._compare(result, folder, reference)
+                self._judge_again(folder, reference)
         if code == ExitCode.OK:
             print(self.report())
             code = self.exit_code()
@@ -151,7 +172,7 @@ class Verification:
         verdicts = {result.verdict for result in self.results}
         if verdicts & {Verdict.differs, Verdict.failed}:
             return ExitCode.BUG
-        return ExitCode.OK if Verdict.equal in verdicts else ExitCode.CONFIG
+        return ExitCode.OK if verdicts & {Verdict.equal, Verdict.rounding} else ExitCode.CONFIG
 
     def _train(self, result: Result, folder: Path) -> int:
         """Run one training; returns its exit code."""
@@ -204,10 +225,26 @@ class Verification:
             shutil.rmtree(folder / name, ignore_errors=True)  # checkpoints may be large
         self._say(result)
 
+    def _judge_again(self, folder: Path, reference: Curve) -> None:
+        """Where layouts differ, see by how much one process differs from itself."""
+        differing = [result for result in self.results if result.verdict is Verdict.differs]
+        if not differing or self.accumulated is None or self.children.stopped_by:
+            return
+        if self._train(self.accumulated, folder) != ExitCode.OK:
+            return
+        found = deviation(reference, read_curve(folder / self.accumulated.layout.name), self.told)
+        self.accumulated.deviation, self.accumulated.verdict = found, Verdict.reference
+        self._say(self.accumulated)
+        for result in differing:
+            if result.deviation is not None and within(result.deviation, found, OWN_ROUNDINGS):
+                result.verdict = Verdict.rounding
+                shutil.rmtree(folder / result.layout.name, ignore_errors=True)
+        shutil.rmtree(folder / self.accumulated.layout.name, ignore_errors=True)
+
     def report(self) -> str:
         """The table, why layouts were refused or failed, how to repeat what is wrong, and the verdict."""
         header = ("layout", "processes", "loss", "gradient norm", "validation loss", "time", "verdict")
-        lines = ["", self.style.table(header, [result.cells() for result in self.results])]
+        lines = ["", self.style.table(header, [result.cells() for result in self.trained])]
         reasons = [
             (result.layout.name, f"{result.told}: {'; '.join(map(in_a_line, result.problems))}")
             for result in self.results
@@ -224,7 +261,7 @@ class Verification:
         """All in a sentence."""
         counts = {verdict: sum(one.verdict is verdict for one in self.results) for verdict in Verdict}
         bad = counts[Verdict.differs] + counts[Verdict.failed]
-        ran = bad + counts[Verdict.equal]
+        ran = bad + counts[Verdict.equal] + counts[Verdict.rounding]
         tolerances = f"{self.told.loss_tolerance:g} (loss) and {self.told.norm_tolerance:g} (gradient norm)"
         if ran == 0:
             text = "no layout could be compared"
@@ -234,6 +271,11 @@ class Verification:
             text = "the layout that ran is equal" if ran == 1 else f"all {ran} layouts that ran are equal"
         if ran:
             text += f" to one process within {tolerances}"
+        if counts[Verdict.rounding]:
+            text += (
+                f", {counts[Verdict.rounding]} of them but for roundings: one process that accumulates "
+                "differs as much from itself (a lower optim.lr makes the comparison sharper)"
+            )
         rest = [f"{counts[one]} {one.value}" for one in (Verdict.refused, Verdict.not_run) if counts[one]]
         return "; ".join([text, *rest])
 
@@ -249,7 +291,7 @@ class Verification:
         """
         told = {key: value for key, value in asdict(self.told).items() if key not in ("json", "layouts")}
         try:
-            write_json(path, {**about, **told, "layouts": [result.plain() for result in self.results]})
+            write_json(path, {**about, **told, "layouts": [result.plain() for result in self.trained]})
         except OSError as error:
             raise DataError(
                 f"cannot write the results: {error.strerror}", str(path), "give another verify.json"

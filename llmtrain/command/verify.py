@@ -104,7 +104,7 @@ def verify(words: Sequence[str], config_dir: str | None, style: Style, cfg: bool
         print(commands(plan, style))
         return ExitCode.OK
     results = [Result(layout, plan.words_for(layout), problems) for layout, problems in plan.layouts]
-    verification = Verification(results, plan.told, style)
+    verification = Verification(results, plan.told, style, accumulated(plan))
     code = verification.run()
     if plan.told.json is not None and results[0].verdict is Verdict.reference:
         changes = [asdict(change) for change in plan.changes]
@@ -141,6 +141,17 @@ def make_plan(words: Sequence[str], config_dir: str | None) -> Plan:
         raise ConfigError(checked[0][1])
     options = ["--config-dir", config_dir] if config_dir else []
     return Plan(verb, training_words, options, told, composed, changes, checked)
+
+
+def accumulated(plan: Plan) -> Result | None:
+    """One process that takes a batch in smaller parts than it would; None where it cannot."""
+    train = plan.composed.config.train
+    size = train.micro_batch_size or train.batch_size
+    if size == 1:
+        return None
+    smaller = next(n for n in range(size // 2, 0, -1) if size % n == 0)
+    words = [*plan.words_for(plan.layouts[0][0]), f"train.micro_batch_size={smaller}"]
+    return Result(replace(plan.layouts[0][0], name="accumulating"), words)
 
 
 def is_ours(word: str) -> bool:

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+PART = 512
+"""Numbers whose squares are summed up in fp32."""
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -26,8 +30,32 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The global L2 norm of the gradients that are there, a scalar."""
-    norm = torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    gradients = [one.grad for one in parameters if one.grad is not None]
+    norm = torch.nn.utils.get_total_norm([part_norms(gradient) for gradient in gradients])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.float()
+
+
+def part_norms(gradient: Tensor) -> Tensor:
+    """A small tensor of the same norm: the norms of parts of a gradient, fp64, shared out as it is.
+
+    PyTorch sums up squares on a CPU in few sums of fp32: the norm of 38 million numbers comes out 0.2 % too
+    small, that of 384,000 by 1e-5, and those of shares of a tensor by less. By parts it takes the same time
+    and is exact to 2e-9. On a GPU sums are made as trees, and gradients stay as they are.
+    """
+    if gradient.device.type != "cpu":
+        return gradient
+    if isinstance(gradient, DTensor):
+        norms = part_norms(gradient.to_local())
+        # Which part of the tensor a share is of makes no difference to the sum of squares.
+        places = [Shard(0) if one.is_shard() else one for one in gradient.placements]
+        return DTensor.from_local(norms, gradient.device_mesh, places, run_check=False)
+    numbers = gradient.flatten()
+    whole = len(numbers) // PART * PART
+    norms = torch.linalg.vector_norm(numbers[:whole].view(-1, PART), dim=1)
+    if whole < len(numbers):
+        norms = torch.cat([norms, torch.linalg.vector_norm(numbers[whole:])[None]])
+    return norms.double()
 
 
 def clip_by_norm(parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor) -> None:

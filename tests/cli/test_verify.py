@@ -23,7 +23,7 @@ from llmtrain.command.deviation import Curve, deviation, read_curve, relative
 from llmtrain.command.layouts import SELECTION, Layout, choose_layouts, named_layout, read_terms
 from llmtrain.command.style import Style
 from llmtrain.command.verification import Result, Verdict, Verification, read_problems
-from llmtrain.command.verify import make_plan
+from llmtrain.command.verify import accumulated, make_plan
 from llmtrain.compose.compose import compose
 from llmtrain.schema.load import dump, flatten
 from llmtrain.schema.parallel import Degrees, ParallelConfig, PipelineSchedule, resolve_degrees
@@ -254,7 +254,9 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **outcomes: Any) -
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     results = [Result(Layout(name, 1, ParallelConfig()), ["pretrain"]) for name in outcomes]
-    return Verification(results, VerifyConfig(steps=1), STYLE, Scripted(outcomes))
+    others = [result for result in results if result.layout.name != "accumulating"]
+    accumulated = next((result for result in results if result not in others), None)
+    return Verification(others, VerifyConfig(steps=1), STYLE, accumulated, Scripted(outcomes))
 
 
 def test_verdicts(
@@ -298,6 +300,43 @@ def test_all_equal_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert done.run() == ExitCode.OK
     assert "the layout that ran is equal" in done.conclusion()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_that_magnifies_roundings_is_compared_with_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = scripted(tmp_path, monkeypatch, single=2.0, near=2.0, shaky=2.0008, far=2.1, accumulating=2.0002)
+    assert done.run() == ExitCode.BUG
+    assert [result.verdict.value for result in done.results] == [
+        *("reference", "equal", "equal but for roundings", "differs")
+    ]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "accumulating 1 1.0e-04 0.0e+00 - 1.0 s reference near" in printed
+    assert "1 of 3 layouts that ran is not equal to one process" in printed
+    assert "1 of them but for roundings: one process that accumulates differs as much" in printed
+    assert [path.name for path in next(tmp_path.iterdir()).iterdir() if path.is_dir()] == ["single", "far"]
+
+
+def test_where_all_are_equal_one_process_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = scripted(tmp_path, monkeypatch, single=2.0, one=2.0, accumulating=2.5)
+    assert done.run() == ExitCode.OK
+    assert isinstance(done.children, Scripted)
+    assert done.children.ran == ["single", "one"]
+
+
+@pytest.mark.parametrize(
+    ("words", "smaller"),
+    [
+        (["train.batch_size=16"], 8),
+        (["train.micro_batch_size=9", "train.batch_size=9"], 3),
+        (["train.batch_size=7"], 1),
+    ],
+)
+def test_one_process_accumulates_over_a_smaller_part(words: list[str], smaller: int) -> None:
+    again = accumulated(make_plan(words, None))
+    assert again is not None
+    assert f"train.micro_batch_size={smaller}" in again.words
+    assert accumulated(make_plan(["train.batch_size=1"], None)) is None
 
 
 def test_nothing_to_compare_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

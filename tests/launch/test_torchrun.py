@@ -118,6 +118,7 @@ def end(agents: list[subprocess.Popen[str]], timeout: float = 60) -> list[str]:
 def test_two_nodes_lose_a_worker_and_go_on(tmp_path: Path, sentences: Path) -> None:
     run = tmp_path / "runs" / "debug"
     more = [f"data.paths=[{sentences}]", "train.steps=120", "checkpoint.every=10", "eval.every=0"]
+    more.append("resume=never")  # is said of the first start, not of those that torchrun repeats
     agents = two_nodes(tmp_path, *SETTINGS, *more)
     try:
         wait_until(lambda: (run / "checkpoints" / "step-00000010").exists(), agents[0])

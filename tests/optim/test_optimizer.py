@@ -203,3 +203,12 @@ def test_frozen_parameters_do_not_move_and_have_no_state():
 def test_freezing_nothing_or_everything_is_an_error(patterns, message):
     with pytest.raises(ConfigError, match=message):
         frozen_names(make_model(small_config()), patterns)
+
+
+@pytest.mark.parametrize("shape", [(3,), (512,), (2000, 192), (50304, 64)])
+def test_the_norm_is_exact_however_large_a_gradient(shape):
+    """PyTorch's own is off by 1e-5 on a CPU for the third of these, and by 1e-4 for the last."""
+    parameter = torch.nn.Parameter(torch.empty(shape))
+    parameter.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    exact = parameter.grad.double().norm().item()
+    assert clip_gradients([parameter], 0).item() == pytest.approx(exact, rel=1e-7)

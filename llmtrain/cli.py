@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 from llmtrain import __version__
 from llmtrain.command.completion import candidates, script
 from llmtrain.command.configs_verb import configs
-from llmtrain.command.help import configs_help, top_help, verb_help, verify_help
+from llmtrain.command.help import configs_help, runs_help, top_help, verb_help, verify_help
+from llmtrain.command.runs import runs
 from llmtrain.command.start import Start, open_run
 from llmtrain.command.style import Style
 from llmtrain.command.sweep import Sweep, plan
@@ -38,7 +39,7 @@ from llmtrain.utils.errors import ConfigError, ExitCode, Problem, UserError
 from llmtrain.utils.members import WORDS
 from llmtrain.utils.signals import hold_signals
 
-VERBS = (*ROOTS, "verify", "configs")
+VERBS = (*ROOTS, "verify", "runs", "configs")
 
 
 @dataclass
@@ -103,6 +104,8 @@ def run(arguments: list[str]) -> int:
         return ExitCode.OK if call.help else ExitCode.CONFIG
     elif call.verb == "configs":
         print(configs(call.words, call.config_dir, style))
+    elif call.verb == "runs":
+        print(runs(call.words, style))
     elif call.verb == "verify":
         return run_verify(call, style)
     else:
@@ -180,6 +183,8 @@ def help_text(call: Invocation, style: Style) -> str:
         return top_help(folders, style)
     if call.verb == "configs":
         return configs_help(style)
+    if call.verb == "runs":
+        return runs_help(style)
     if call.verb == "verify":
         return verify_help(style)
     return verb_help(call.verb, folders, registry_with([]), style)
@@ -214,7 +219,8 @@ def run_verb(call: Invocation, style: Style, arguments: Sequence[str]) -> int:
             )
         options = ["--config-dir", call.config_dir] if call.config_dir else []
         options += ["--dry-run"] if call.dry_run else []
-        return Sweep(call.verb, plan(composed, call.words), options, style).run()
+        at_once = getattr(getattr(composed[0].config, "launch", None), "parallel_trials", 1)
+        return Sweep(call.verb, plan(composed, call.words), options, style, at_once).run()
     return start(call, composed[0], style, arguments, distributed)
 
 

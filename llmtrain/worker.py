@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from llmtrain.checkpoint.agree import gather_json
+from llmtrain.recipe.chat import chat
 from llmtrain.recipe.context import BUILDERS, Context
 from llmtrain.recipe.convert import convert
 from llmtrain.recipe.dry_run import dry_run, dry_run_task
@@ -50,6 +51,7 @@ RECIPES: dict[str, Callable[[Any, Context], int]] = {
     "prepare": prepare_data,
     "evaluate": evaluate_checkpoint,
     "generate": generate,
+    "chat": chat,
     "convert": convert,
 }
 """Verbs and what they run."""
@@ -153,7 +155,8 @@ def run_recipe(run: RunDirectory | None, verb: str, data: dict[str, Any], stop: 
     launch = getattr(config, "launch", None)
     if launch is not None and launch.threads is not None:
         torch.set_num_threads(launch.threads)
-    context = Context(run, registry, {**BUILDERS, **load_builders(folders)}, stop)
+    builders = {**BUILDERS, **load_builders(folders)}
+    context = Context(run, registry, builders, stop, getattr(config, "allow_bin", False))
     if verb in DRY_RUNS and run is None:
         return DRY_RUNS[verb](config, context)
     exit_code = RECIPES[verb](config, context)

@@ -20,6 +20,7 @@ FLOORS: dict[str, int] = {
     "checkpoint": 4,
     "objective": 4,
     "generate": 4,
+    "adapt": 5,
     "task": 5,
     "engine": 6,
     "recipe": 7,
@@ -28,21 +29,28 @@ FLOORS: dict[str, int] = {
 }
 """Folders of the package."""
 
-TOP = {"worker": 9, "launch": 10, "cli": 11, "__main__": 12}
+TOP = {"api": 8, "worker": 9, "launch": 10, "cli": 11, "__main__": 12}
 """Modules at the top of the package."""
 
 HEAVY = {
     "datasets",
+    "gguf",
     "huggingface_hub",
     "hydra",
+    "jinja2",
     "numpy",
+    "PIL",
+    "datasketch",
     "omegaconf",
     "psutil",
+    "pyarrow",
     "rich",
     "safetensors",
     "tensorboard",
+    "trafilatura",
     "tokenizers",
     "torch",
+    "wandb",
     "yaml",
 }
 """Packages that a function may import by itself, because they take long or are optional."""

@@ -40,6 +40,11 @@ class Stored:
         """The same in fp32."""
         return Stored(self.shape, lambda: self.read().float())
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Stored:
+        """What a function makes of it, each time it is read."""
+        shape = change(torch.empty(self.shape, device="meta")).shape
+        return Stored(shape, lambda: change(self.read()))
+
     def padded(self, rows: int) -> Stored:
         """With so many rows: there are zeros behind its own."""
         padding = (0, 0) * (len(self.shape) - 1) + (0, rows - self.shape[0])

@@ -13,6 +13,7 @@ from typing import Any
 from llmtrain.command.configs_verb import ACTIONS
 from llmtrain.command.help import verb_groups
 from llmtrain.command.layouts import ALL, SELECTION
+from llmtrain.command.runs import complete_runs
 from llmtrain.compose.folders import ConfigFolders
 from llmtrain.compose.keys import KeySpace
 from llmtrain.schema.load import field_types, strip_optional
@@ -80,12 +81,14 @@ def candidates(words: Sequence[str]) -> list[str]:
     if current.startswith("-"):
         return _starting(current, FLAGS)
     folders = ConfigFolders.make(_config_dir(before))
-    verbs = (*ROOTS, "verify", "configs")
+    verbs = (*ROOTS, "verify", "runs", "configs")
     verb = next((word for word in before if word in verbs), None)
     if verb is None:
         return _starting(current, verbs)
     if verb == "configs":
         return _after_configs(before, current, folders)
+    if verb == "runs":
+        return _starting(current, complete_runs(before[before.index(verb) + 1 :]))
     found: list[str] = []
     if verb == "verify":
         found = _after_verify(before, current)

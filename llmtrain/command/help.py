@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from llmtrain.command.layouts import SCHEDULE_OF, SELECTION
+from llmtrain.command.runs import SORT_KEYS
 from llmtrain.command.style import Style, first_sentence
 from llmtrain.compose.folders import EXPERIMENT, ConfigFolders
 from llmtrain.compose.yaml_files import read_yaml
@@ -20,6 +21,7 @@ from llmtrain.schema.roots import ROOTS
 from llmtrain.schema.verify import VerifyConfig
 
 CONFIGS_SUMMARY = "list, show, copy and check the YAML files that groups choose from."
+RUNS_SUMMARY = "list, show and compare runs, from the files that they leave."
 VERIFY_SUMMARY = "show that your training gives the same curve under other layouts."
 
 EXAMPLES = (
@@ -29,6 +31,7 @@ EXAMPLES = (
         "your own text; the same command again resumes it",
     ),
     ("llmtrain generate init_from=runs/NAME prompt='Once upon a time'", "draw text from what was trained"),
+    ("llmtrain chat init_from=runs/NAME", "talk with it; or with a Hugging Face directory, or a .gguf file"),
     (
         "llmtrain finetune task=classification/sst2 task.folder=SST-2 init_from=DIR",
         "DIR is a run, or a Hugging Face directory of a BERT",
@@ -58,6 +61,22 @@ VERB_EXAMPLES = {
             "a file laid out as those of the training",
         ),
     ),
+    "generate": (
+        (
+            "llmtrain generate init_from=DIR prompts=questions.jsonl chat=true output=answers.jsonl",
+            "a text for each line of a file, as answers to a user",
+        ),
+        (
+            "llmtrain generate init_from=DIR prompt='1, 2,' sample.temperature=0 sample.stop=[5]",
+            "always the likeliest token, until 5 is written",
+        ),
+    ),
+    "chat": (
+        (
+            "llmtrain chat init_from=DIR system='You answer in one sentence.' precision=bf16",
+            "with a system message, and twice as fast where the processor multiplies bf16",
+        ),
+    ),
     "evaluate": (
         ("llmtrain evaluate init_from=runs/NAME", "on the validation data of the run"),
         ("llmtrain evaluate init_from=runs/NAME data=text data.paths=[book.txt]", "a language model"),
@@ -76,6 +95,7 @@ VERB_EXAMPLES = {
             "llmtrain convert source=runs/NAME target=DIR",
             "then, in Python: transformers.AutoModel.from_pretrained('DIR')",
         ),
+        ("llmtrain convert source=DIR_OR_FILE.gguf target=DIR", "a model of others as a checkpoint"),
     ),
 }
 """More examples, for the help of single verbs."""
@@ -112,7 +132,7 @@ VERIFY_OPTIONS = {
 
 def summary_of(verb: str) -> str:
     """One line on a verb, from its schema's docstring."""
-    if verb in (only := {"configs": CONFIGS_SUMMARY, "verify": VERIFY_SUMMARY}):
+    if verb in (only := {"configs": CONFIGS_SUMMARY, "runs": RUNS_SUMMARY, "verify": VERIFY_SUMMARY}):
         return only[verb]
     return " ".join((ROOTS[verb].__doc__ or "").split()).partition(": ")[2]
 
@@ -142,7 +162,7 @@ def top_help(folders: ConfigFolders, style: Style) -> str:
             "  llmtrain VERB [group=choice ...] [key=value ...] [options]",
             "",
             style.bold("Verbs") + style.dim("    (llmtrain VERB --help: its groups and keys)"),
-            style.entries((verb, summary_of(verb)) for verb in [*ROOTS, "verify", "configs"]),
+            style.entries((verb, summary_of(verb)) for verb in [*ROOTS, "verify", "runs", "configs"]),
             "",
             style.bold("Groups") + style.dim("   (llmtrain configs ls GROUP: what each choice is)"),
             style.entries((group, "  ".join(choices)) for group, choices in groups.items()),
@@ -173,6 +193,41 @@ def configs_help(style: Style) -> str:
         ("configs check", "check every file, with --config-dir DIR yours too"),
     )
     return "\n".join([f"{style.bold('llmtrain configs')}: {CONFIGS_SUMMARY}", "", style.entries(rows)])
+
+
+def runs_help(style: Style) -> str:
+    """Help for `llmtrain runs`."""
+    rows = (
+        ("runs ls [key=value ...]", "a table of the runs below ./runs"),
+        ("runs show RUN", "one run: what was reached, config, curve, checkpoints, samples"),
+        ("runs compare RUN RUN [...]", "what differs in their configs, and their curves side by side"),
+        ("runs report RUN [...]", "write report.html (and loss.png) anew"),
+    )
+    keys = (
+        ("dir=DIR", "look for runs there, not in ./runs"),
+        ("sort=KEY", f"of ls: {', '.join(SORT_KEYS)} [when]"),
+        ("last=N", "of ls: only the last lines of the table"),
+        ("key=value", "of ls: only runs whose config has it; also name, state, verb; * stands for anything"),
+        ("picture=FILE", "of compare: write the curves to FILE.svg or FILE.png"),
+    )
+    examples = (
+        ("llmtrain runs ls state=finished sort=best", "the best ones first"),
+        ("llmtrain runs ls model.dim=256 'name=sweep-*' last=5", "those you mean"),
+        ("llmtrain runs compare sweep-0 sweep-1 picture=both.svg", "in common axes"),
+    )
+    return "\n".join(
+        [
+            f"{style.bold('llmtrain runs')}: {RUNS_SUMMARY}",
+            "",
+            style.entries(rows),
+            "",
+            style.bold("Words") + style.dim("   (RUN: a path, a name below ./runs, or its beginning)"),
+            style.entries(keys),
+            "",
+            style.bold("Examples"),
+            *example_lines(examples, style),
+        ]
+    )
 
 
 def verify_help(style: Style) -> str:
@@ -243,15 +298,18 @@ def verb_help(verb: str, folders: ConfigFolders, registry: Registry, style: Styl
 
 
 def verb_defaults(verb: str, folders: ConfigFolders) -> tuple[dict[str, str], dict[str, Any]]:
-    """What the verb's own YAML file sets: choices of groups, and values of keys."""
+    """What the verb's own YAML file and the files that it chooses set: choices of groups, values of keys."""
     path = folders.find(verb)
     if path is None:
         return {}, {}
     file = read_yaml(path)
     pairs = [pair for entry, _ in file.defaults if isinstance(entry, dict) for pair in entry.items()]
-    return {group: choice for group, choice in pairs if choice}, {
-        leaf.key: leaf.value for leaf in file.leaves
-    }
+    chosen = {group: choice for group, choice in pairs if choice}
+    given: dict[str, Any] = {}
+    for group, choice in chosen.items():
+        if (path := folders.find(f"{group}/{choice}")) is not None:
+            given |= {f"{group}.{leaf.key}": leaf.value for leaf in read_yaml(path).leaves}
+    return chosen, given | {leaf.key: leaf.value for leaf in file.leaves}
 
 
 def _group_rows(
@@ -263,7 +321,9 @@ def _group_rows(
     if shared:
         lines.append(_rows(group, base, given, style, skip=("kind",)))
     for kind, schema in registry.groups[group].items():
-        rows = _rows(group, schema, given, style, skip=("kind", *shared))
+        # What is given is for the kind that is chosen, or for all where the verb's own file chooses none.
+        known = given if given.get(f"{group}.kind", kind) == kind else {}
+        rows = _rows(group, schema, known, style, skip=("kind", *shared))
         lines.append(f"    {style.dim(f'{kind}: {about_schema(schema)}')}")
         if rows:
             lines.append(rows)
@@ -277,13 +337,24 @@ def about_schema(schema: type) -> str:
 
 def _rows(section: str, schema: type, given: dict[str, Any], style: Style, skip: tuple[str, ...] = ()) -> str:
     """Entries for the keys of one section."""
+    return style.entries(_entries(section, schema, given, skip), indent=4, column=34)
+
+
+def _entries(
+    section: str, schema: type, given: dict[str, Any], skip: tuple[str, ...] = ()
+) -> list[tuple[str, str]]:
+    """Keys of a section and of the sections in it, each with what there is to say."""
     docs = field_docs(schema)
-    rows = [
-        _row(f"{section}.{name}", schema, name, hint, docs, given)
-        for name, hint in field_types(schema).items()
-        if name not in skip
-    ]
-    return style.entries(rows, indent=4, column=34)
+    rows: list[tuple[str, str]] = []
+    for name, hint in field_types(schema).items():
+        inner = strip_optional(hint)[0]
+        if name in skip:
+            continue
+        if dataclasses.is_dataclass(inner):
+            rows += _entries(f"{section}.{name}", typing.cast(type, inner), given)
+        else:
+            rows.append(_row(f"{section}.{name}", schema, name, hint, docs, given))
+    return rows
 
 
 def _row(

@@ -16,7 +16,7 @@ from typing import Any
 from llmtrain.command.environment import describe_environment
 from llmtrain.compose.compose import Composed
 from llmtrain.compose.resolve import set_key
-from llmtrain.schema.frozen import changes, frozen_hash, is_frozen
+from llmtrain.schema.frozen import changes, completed, defaults, frozen_hash, is_frozen
 from llmtrain.schema.load import dump, flatten
 from llmtrain.schema.stored import config_text, read_plain
 from llmtrain.utils.errors import ConfigError, DataError, RunLockedError
@@ -54,7 +54,7 @@ def run_name(composed: Composed) -> str:
         composed.verb,
         *(composed.choices[g] for g in ("task", "model", "data") if g in composed.choices),
     ]
-    return "-".join(part.replace("/", "-") for part in parts) + f"-{frozen_hash(dump(composed.config))}"
+    return "-".join(part.replace("/", "-") for part in parts) + f"-{frozen_hash(composed.config)}"
 
 
 def run_path(composed: Composed) -> Path:
@@ -156,7 +156,7 @@ def _prepare(
     """
     requested = dump(composed.config)
     resolved = requested
-    earlier = read_earlier(directory) if _has_checkpoint(directory) else None
+    earlier = read_earlier(directory, composed.config) if _has_checkpoint(directory) else None
     if earlier is not None:
         if resume == "never":
             raise ConfigError(
@@ -217,8 +217,12 @@ class Earlier:
         return result
 
 
-def read_earlier(directory: RunDirectory) -> Earlier | None:
+def read_earlier(directory: RunDirectory, config: Any) -> Earlier | None:
     """The configuration of the last start, or None where there was none.
+
+    Args:
+        directory: of the run.
+        config: the one that it is compared with; it tells what keys mean that the last start did not know.
 
     Raises:
         ConfigError: it cannot be read.
@@ -230,7 +234,8 @@ def read_earlier(directory: RunDirectory) -> Earlier | None:
     if directory.requested.exists():
         text = directory.requested.read_text(encoding="utf-8")
         _, requested = read_plain(text, str(directory.requested))
-    return Earlier(decided, requested)
+    usual = defaults(config)
+    return Earlier(completed(decided, usual), requested and completed(requested, usual))
 
 
 def finished_before(directory: Path, config: Any) -> dict[str, Any] | None:
@@ -240,7 +245,7 @@ def finished_before(directory: Path, config: Any) -> dict[str, Any] | None:
     """
     run = RunDirectory(directory)
     try:
-        earlier = read_earlier(run) if _has_checkpoint(run) else None
+        earlier = read_earlier(run, config) if _has_checkpoint(run) else None
     except (OSError, ConfigError):
         return None
     if earlier is None or config.resume == "never":

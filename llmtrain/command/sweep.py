@@ -1,22 +1,30 @@
-"""`-m`: every combination of the swept values, one child process after the other."""
+"""`-m`: every combination of the swept values, in child processes: one after the other, or some at a time."""
 
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtrain.command.children import Children
-from llmtrain.command.start import run_path
+from llmtrain.command.children import POLL_INTERVAL, Children, Job
+from llmtrain.command.start import finished_before, run_path
 from llmtrain.command.style import Style
 from llmtrain.compose.compose import Composed
+from llmtrain.metrics.history import is_at_work
 from llmtrain.schema.roots import TRAINING
 from llmtrain.utils.errors import EXIT_MEANING, ConfigError
 from llmtrain.utils.io import read_json
+from llmtrain.utils.machine import num_cores, num_gpus
+from llmtrain.utils.run_directory import RunDirectory
+
+LOCK_SECONDS = 60.0
+"""How long a trial is waited for that is still at work: it saves, since its sweep was killed."""
 
 
 @dataclass
@@ -29,6 +37,7 @@ class Trial:
         directory: its run directory, or None for verbs without one.
         metric: name of the score.
         score: the best validation score of the run.
+        done: it was complete before this sweep began, and is not run again.
     """
 
     words: list[str]
@@ -38,6 +47,7 @@ class Trial:
     metric: str = "loss"
     score: float | None = None
     seconds: float = 0.0
+    done: bool = False
 
 
 def plan(composed: Sequence[Composed], arguments: Sequence[str]) -> list[Trial]:
@@ -65,7 +75,8 @@ def plan(composed: Sequence[Composed], arguments: Sequence[str]) -> list[Trial]:
                 words = [*_without(words, "run.name"), f"run.name={_quoted(name)}"]
             else:
                 directory = run_path(one)
-        trials.append(Trial(words, swept, directory))
+        done = directory is not None and finished_before(directory, one.config) is not None
+        trials.append(Trial(words, swept, directory, done=done))
     directories = [trial.directory for trial in trials if trial.directory is not None]
     if len(set(directories)) < len(directories):
         raise ConfigError(
@@ -86,33 +97,80 @@ def _quoted(text: str) -> str:
 
 
 class Sweep:
-    """Runs the trials; a signal stops the trial at hand, which saves, and then the sweep."""
+    """Runs the trials; a signal stops those at hand, which save, and then the sweep.
 
-    def __init__(self, verb: str, trials: Sequence[Trial], options: Sequence[str], style: Style) -> None:
+    Args:
+        verb: of each trial.
+        trials: what `plan` made.
+        options: words that every trial gets besides its own.
+        style: of what is printed.
+        at_once: trials that run beside each other.
+    """
+
+    def __init__(
+        self, verb: str, trials: Sequence[Trial], options: Sequence[str], style: Style, at_once: int = 1
+    ) -> None:
         self.verb = verb
         self.trials = trials
         self.options = list(options)
         self.style = style
+        self.at_once = min(at_once, max(len(trials), 1))
 
     def run(self) -> int:
-        """Run all trials.
+        """Run all trials that are not done; one that fails does not end the sweep.
 
         Returns:
             the exit code: that of the signal that stopped it, else the worst one of the trials.
         """
+        for trial in self.trials:
+            trial.done = trial.done and "--dry-run" not in self.options
+            if trial.done:
+                trial.exit_code = 0
+                trial.metric, trial.score = read_score(trial.directory)
+        left = [trial for trial in self.trials if not trial.done]
         with Children() as children:
-            for index, trial in enumerate(self.trials):
-                if children.stopped_by:
-                    break
-                self._run_trial(index, trial, children)
+            wait_for_locks(left, children)
+            if self.at_once > 1:
+                self._run_beside(left, children)
+            else:
+                for trial in left:
+                    if not children.stopped_by:
+                        self._announce(trial)
+                        self._ended(trial, *children.run(self._command(trial)))
         print(self.report())
+        if children.stopped_by:
+            print("the same command goes on where this sweep stopped")
         return children.exit_code or max((trial.exit_code or 0 for trial in self.trials), default=0)
 
-    def _run_trial(self, index: int, trial: Trial, children: Children) -> None:
-        title = f"trial {index + 1} of {len(self.trials)}: {' '.join(trial.swept) or self.verb}"
+    def _run_beside(self, left: Sequence[Trial], children: Children) -> None:
+        """Run several at a time; their lines carry the trial's number."""
+        jobs = [Job(self._command(trial), f"{self.trials.index(trial)}| ") for trial in left]
+        children.run_beside(jobs, self.at_once, lambda number: self._announce(left[number]), self._share)
+        for trial, job in zip(left, jobs, strict=True):
+            if job.exit_code is not None:
+                self._ended(trial, job.exit_code, job.seconds)
+
+    def _share(self, place: int) -> Mapping[str, str]:
+        """Cores and GPUs for one of the places."""
+        share = {}
+        if "OMP_NUM_THREADS" not in os.environ:
+            share["OMP_NUM_THREADS"] = str(max(1, num_cores() // self.at_once))
+        if (gpus := num_gpus()) >= self.at_once:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+            share["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[place :: self.at_once])
+        return share
+
+    def _command(self, trial: Trial) -> list[str]:
+        return [sys.executable, "-m", "llmtrain", self.verb, *trial.words, *self.options]
+
+    def _announce(self, trial: Trial) -> None:
+        number = self.trials.index(trial) + 1
+        title = f"trial {number} of {len(self.trials)}: {' '.join(trial.swept) or self.verb}"
         print(self.style.bold(title), flush=True)
-        command = [sys.executable, "-m", "llmtrain", self.verb, *trial.words, *self.options]
-        trial.exit_code, trial.seconds = children.run(command)
+
+    @staticmethod
+    def _ended(trial: Trial, exit_code: int, seconds: float) -> None:
+        trial.exit_code, trial.seconds = exit_code, seconds
         trial.metric, trial.score = read_score(trial.directory)
 
     def report(self) -> str:
@@ -123,18 +181,35 @@ class Sweep:
         rows = []
         for index, trial in enumerate(self.trials):
             code = trial.exit_code
+            time_text = "before" if trial.done else "-" if code is None else f"{trial.seconds:.1f} s"
             rows.append(
                 (
                     str(index),
                     " ".join(trial.swept) or "-",
                     "not run" if code is None else f"{code} {EXIT_MEANING.get(code, '')}".strip(),
-                    "-" if code is None else f"{trial.seconds:.1f} s",
+                    time_text,
                     "-" if trial.score is None else f"{trial.score:.4f}",
                     "best" if trial in ranked and trial.score == best else "",
                 )
             )
         header = ("trial", "overrides", "exit code", "time", f"best {metric}", "")
         return "\n".join([self.style.table(header, rows), *over_seeds(ranked, metric)])
+
+
+def wait_for_locks(trials: Sequence[Trial], children: Children) -> None:
+    """Wait for trials that are still at work, since a sweep that was killed has asked them to stop."""
+    end = time.monotonic() + LOCK_SECONDS
+    busy = [
+        trial.directory for trial in trials if trial.directory is not None and _is_locked(trial.directory)
+    ]
+    if busy:
+        print(f"waiting for {', '.join(path.name for path in busy)} to stop", flush=True)
+    while any(map(_is_locked, busy)) and not children.stopped_by and time.monotonic() < end:
+        time.sleep(POLL_INTERVAL)
+
+
+def _is_locked(directory: Path) -> bool:
+    return is_at_work(RunDirectory(directory).lock)
 
 
 def best_of(scores: Sequence[float], metric: str) -> float | None:

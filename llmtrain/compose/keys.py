@@ -7,7 +7,16 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llmtrain.schema.load import check_value, field_types, given_types, is_group, strip_optional, suggest
+from llmtrain.schema.load import (
+    check_value,
+    field_types,
+    given_types,
+    is_group,
+    kinds_of_named,
+    named_sections,
+    strip_optional,
+    suggest,
+)
 from llmtrain.schema.registry import Registry
 from llmtrain.utils.errors import Problem
 
@@ -45,6 +54,10 @@ CARRIED = ("model", "tokenizer", "objective")
 """Groups that verbs which start from a checkpoint take from there."""
 
 
+ANY_NAME = "NAME"
+"""Stands in keys for a name that the user gives: data.sources.NAME.paths."""
+
+
 @dataclasses.dataclass
 class KeySpace:
     """All dotted keys of a configuration with their types.
@@ -69,6 +82,11 @@ class KeySpace:
             key = f"{prefix}{name}"
             self.hints.setdefault(key, hint)
             bare = strip_optional(hint)[0]
+            if (section := named_sections(bare)) is not None:
+                self.hints.setdefault(f"{key}.{ANY_NAME}", section)
+                for schema in kinds_of_named(section, self.registry).values():
+                    self._add(schema, f"{key}.{ANY_NAME}.", kinds)
+                continue
             if not dataclasses.is_dataclass(bare):
                 continue
             inner: Any = bare
@@ -83,11 +101,24 @@ class KeySpace:
 
     def has(self, key: str) -> bool:
         """Whether there is such a key."""
-        return key in self.hints or self.is_free(key)
+        return self.known_as(key) in self.hints or self.is_free(key)
+
+    def hint(self, key: str) -> Any:
+        """The type of a key, or None where there is no such key."""
+        return self.hints.get(self.known_as(key))
+
+    def known_as(self, key: str) -> str:
+        """A key as it stands in `hints`: with `ANY_NAME` in the place of a name that the user gives."""
+        parts = key.split(".")
+        for i in range(1, len(parts)):
+            if named_sections(strip_optional(self.hints.get(".".join(parts[:i])))[0]) is not None:
+                return ".".join([*parts[:i], ANY_NAME, *parts[i + 1 :]])
+        return key
 
     def is_section(self, key: str) -> bool:
         """Whether a key holds other keys."""
-        return dataclasses.is_dataclass(strip_optional(self.hints.get(key))[0])
+        bare = strip_optional(self.hint(key))[0]
+        return dataclasses.is_dataclass(bare) or named_sections(bare) is not None
 
     def is_free(self, key: str) -> bool:
         """Whether a key lies in the section `extra`, where everything is allowed."""
@@ -97,16 +128,17 @@ class KeySpace:
         """Problems of one key and its value."""
         if self.is_free(key):
             return []
-        if key not in self.hints:
+        if not self.has(key):
             return [Problem(f"unknown key {key!r}", where, self.nearest(key))]
-        hint = self.hints[key]
-        bare, optional = strip_optional(hint)
-        if not dataclasses.is_dataclass(bare):
+        hint = self.hint(key)
+        optional = strip_optional(hint)[1]
+        if not self.is_section(key):
             return check_value(key, value, hint, where)
         if value is None and optional:
             return []
         if not isinstance(value, dict):
-            inner = ", ".join(self.below(key)[:4])
+            known = self.known_as(key)
+            inner = ", ".join(name.replace(known, key, 1) for name in self.below(known)[:4])
             return [Problem(f"{key} is a section, not a value", where, f"set keys in it: {inner} ...")]
         problems = []
         for name, item in value.items():
@@ -124,6 +156,9 @@ class KeySpace:
 
     def nearest(self, key: str) -> str:
         """What to do about an unknown key: the likeliest one that was meant, or what there is."""
+        if (known := self.known_as(key)) != key:
+            name = key.split(".")[known.split(".").index(ANY_NAME)]
+            return self.nearest(known).replace(ANY_NAME, name)
         section, _, last = key.rpartition(".")
         top = key.partition(".")[0]
         if top in CARRIED and top not in self.hints and "init_from" in self.hints:

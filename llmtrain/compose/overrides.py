@@ -144,7 +144,7 @@ def settle(override: Override, space: KeySpace, multirun: bool) -> tuple[Overrid
     Returns:
         the override with its values as they are meant, and its problems.
     """
-    hint = strip_optional(space.hints.get(override.key))[0]
+    hint = strip_optional(space.hint(override.key))[0]
     known = space.has(override.key)
     if override.sweep and not multirun:
         prose = hint is str and " " in override.raw.strip()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from llmtrain.schema.data import INHERITED
 from llmtrain.schema.load import build, dump, flatten
 from llmtrain.schema.registry import Registry
 from llmtrain.utils.errors import ConfigError, Problem
@@ -30,6 +31,7 @@ PATHS = (
     "source",
     "target",
     "output",
+    "prompts",
 )
 """Keys that hold paths or patterns of files."""
 
@@ -70,6 +72,7 @@ def resolve(
         if key.startswith("extra."):
             set_key(plain, key, raw[key])
     _one_length(plain, given)
+    _inherit(plain)
     _absolute_paths(plain)
     config: Any = None
     try:
@@ -164,6 +167,22 @@ def _one_length(data: dict[str, Any], given: list[str]) -> None:
             set_key(data, key, None)
 
 
+def _inherit(data: dict[str, Any]) -> None:
+    """Give to each text of a mixture what is set for the mixture and not for the text itself."""
+    mixture = data.get("data")
+    if not isinstance(mixture, dict):
+        return
+    shared = {key: value for key, value in flatten(mixture).items() if key.split(".")[0] in INHERITED}
+    for section in ("sources", "validation"):
+        texts = mixture.get(section)
+        for text in texts.values() if isinstance(texts, dict) else ():
+            own = flatten(text) if isinstance(text, dict) else {}
+            for key, value in shared.items():
+                said = any(f"{key}.".startswith(f"{one}.") for one in own)
+                if isinstance(text, dict) and not said:
+                    set_key(text, key, copy.deepcopy(value))
+
+
 def _absolute_paths(data: dict[str, Any]) -> None:
     """Make relative paths absolute, so that a run does not depend on where it was started from."""
     flat = flatten(data)
@@ -174,9 +193,13 @@ def _absolute_paths(data: dict[str, Any]) -> None:
             set_key(data, key, absolute(value))
         elif isinstance(value, list):
             set_key(data, key, [absolute(item) if isinstance(item, str) else item for item in value])
-    name = flat.get("data.name")
-    if isinstance(name, str) and os.path.isdir(os.path.expanduser(name)):
-        set_key(data, "data.name", absolute(name))
+    for key, value in flat.items():
+        section, _, last = key.rpartition(".")
+        if key.startswith(("data.sources.", "data.validation.")) and last in ("paths", "validation_paths"):
+            set_key(data, key, [absolute(item) if isinstance(item, str) else item for item in value])
+        is_name = last == "name" and section.partition(".")[0] == "data" and isinstance(value, str)
+        if is_name and os.path.isdir(os.path.expanduser(value)):
+            set_key(data, key, absolute(value))
 
 
 def absolute(path: str) -> str:

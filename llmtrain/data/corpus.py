@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmtrain.utils.errors import DataError
@@ -22,11 +22,19 @@ class Document:
         where: `file:line`, or what else leads a human to it.
         parts: the text in parts of any size; read once, so that a huge file is never held as a whole.
         error: why it cannot be read; the policy `data.on_error` decides what follows.
+        row: what stands there, shortened, of a row that cannot be read.
+        removed: the rule by which cleaning left it out; "" for a document that stays.
+        counts: what cleaning changed in it, by the step's name.
+        examples: what a human should see of that, and of the removal, by the same names.
     """
 
     where: str
     parts: Iterable[str] = ()
     error: DataError | None = None
+    row: str = ""
+    removed: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:

@@ -1,4 +1,5 @@
-"""Rows for fine-tuning: one example each, in an order that puts examples of similar length together."""
+"""Rows for fine-tuning: one example each, in an order that puts examples of similar length together; or as
+many as there is room for."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from llmtrain.data.batch import Batch
+from llmtrain.data.packed import pack
 from llmtrain.data.samples import PackedRow, Sample
 from llmtrain.utils.seed import Permutation
 
@@ -68,6 +70,11 @@ class ExampleRows:
         self._one_length = one_length
         self.order = lru_cache(maxsize=2)(self._order)
 
+    @property
+    def mean_length(self) -> float:
+        """Real tokens in a row."""
+        return float(self.lengths.mean())
+
     def read(self, global_row: int) -> PackedRow:
         """A row of the endless stream."""
         epoch, place = divmod(global_row, self.rows_per_epoch)
@@ -91,7 +98,7 @@ class ExampleRows:
             return self.sequence_length
         steps = ((32, 1), (64, 2), (128, 4), (256, 8), (1 << 62, 16))
         step = math.lcm(next(step for limit, step in steps if length <= limit), self._multiple)
-        return min(max(1, -(-length // step) * step), max(self.sequence_length, length))
+        return min(max(1, -(-length // step)) * step, max(self.sequence_length, length))
 
     def _order(self, epoch: int) -> np.ndarray:
         """Numbers of the samples in the order of an epoch, (samples,) int64."""
@@ -109,3 +116,69 @@ class ExampleRows:
             places = Permutation(len(batches), self._seed, "batches", epoch)(np.arange(len(batches)))
             order[start:stop] = batches[places].ravel()
         return order
+
+
+class PackedExamples:
+    """An endless stream of rows with as many whole examples as there is room for.
+
+    Each epoch packs them anew: which examples of one length go where, and the order of the rows, depend on
+    seed and epoch alone. How many rows there are depends on the lengths only, and is the same in each epoch.
+
+    Args:
+        samples: all examples, encoded.
+        make_batch: `Task.batch`; keeps attention inside each sample.
+        sequence_length: T, length of all rows.
+        pad_id: token that fills rows.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        make_batch: MakeBatch,
+        *,
+        sequence_length: int,
+        pad_id: int,
+        seed: int,
+    ) -> None:
+        assert samples, "no samples"
+        self.samples = samples
+        self.sequence_length = sequence_length
+        self.lengths = np.array([len(sample.ids) for sample in samples])
+        self._make_batch = make_batch
+        self._pad_id = pad_id
+        self._seed = seed
+        self._plan = lru_cache(maxsize=2)(self._make_plan)  # a batch may cross from one epoch to the next
+        self.rows_per_epoch = len(self._plan(0)[1]) - 1
+
+    @property
+    def mean_length(self) -> float:
+        """Real tokens in a row."""
+        return float(self.lengths.sum() / self.rows_per_epoch)
+
+    def read(self, global_row: int) -> PackedRow:
+        """A row of the endless stream."""
+        epoch, place = divmod(global_row, self.rows_per_epoch)
+        chosen, starts = self._plan(epoch)
+        row = Permutation(self.rows_per_epoch, self._seed, "rows", epoch).at(place)
+        return PackedRow([self.samples[i] for i in chosen[starts[row] : starts[row + 1]]], epoch)
+
+    def collate(self, rows: Sequence[PackedRow]) -> Batch:
+        """A batch of rows of one length."""
+        return self._make_batch(rows, self.sequence_length, self._pad_id)
+
+    def filler(self) -> PackedRow:
+        """A row without an example."""
+        return PackedRow()
+
+    def limit(self, row: PackedRow, tokens: int) -> PackedRow:
+        """Examples are taken whole."""
+        return row
+
+    def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the samples row by row, (samples,), and where each row begins in them, (rows + 1,)."""
+        num = len(self.samples)
+        order = Permutation(num, self._seed, "packing", epoch)(np.arange(num))
+        row_of = pack(self.lengths, order, self.sequence_length, limit=self.sequence_length)
+        chosen = np.argsort(row_of, kind="stable")
+        return chosen, np.searchsorted(row_of[chosen], np.arange(row_of.max() + 2))

@@ -1,4 +1,4 @@
-"""Local text files: .txt and .jsonl, plain or with gzip, alone, in folders or by pattern."""
+"""Local text files and tables, plain or packed, alone, in folders or by pattern."""
 
 from __future__ import annotations
 
@@ -12,20 +12,29 @@ from typing import BinaryIO
 
 from llmtrain.data.corpus import Corpus, Document, HashFile, Source, clean, hash_texts, row_text
 from llmtrain.data.lines import (
+    PACKED,
     Unreadable,
     bad_encoding,
     broken,
     numbered_lines,
     open_file,
     parse_json,
+    shown,
     suggest_path,
     unpack,
 )
+from llmtrain.data.tables import parquet_documents, table_documents
 from llmtrain.schema.data import Documents, OnError, TextData
 from llmtrain.utils.errors import DataError
 
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
-"""Endings of the files that are understood."""
+PLAIN = (".txt", ".html", ".htm")
+"""Endings of files that hold text; of the others a row is a document."""
+
+SUFFIXES = (*PLAIN, ".jsonl", ".csv", ".tsv", ".parquet")
+"""Endings of the files that are understood, of all but the last also with .gz or .zst behind them."""
+
+KNOWN = f"{', '.join(SUFFIXES)}; .gz and .zst behind them"
+"""The same for messages."""
 
 BLOCK = 1 << 20
 """Bytes of a text file that are decoded at once."""
@@ -55,24 +64,23 @@ def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
         else:
             raise DataError(f"there is no file {pattern}", setting, suggest_path(path))
         if not files:
-            raise DataError(
-                f"no text file matches {pattern}", setting, f"endings that are read: {', '.join(SUFFIXES)}"
-            )
+            raise DataError(f"no text file matches {pattern}", setting, f"endings that are read: {KNOWN}")
         found += files
     unknown = [file for file in found if not _kind(file)]
     if unknown:
         raise DataError(
             f"the kind of file is not known: {unknown[0].name}",
             f"{setting}: {unknown[0]}",
-            f"endings that are read: {', '.join(SUFFIXES)}",
+            f"endings that are read: {KNOWN}",
         )
     return found
 
 
 def _kind(path: Path) -> str | None:
-    """`.txt` or `.jsonl`, by the name without `.gz`; None where it is neither."""
-    name = path.name.removesuffix(".gz")
-    return next((suffix for suffix in (".txt", ".jsonl") if name.endswith(suffix)), None)
+    """Which of `SUFFIXES` a name has, that of packing left out; None where it has none."""
+    name = path.name if path.suffix not in PACKED else path.stem
+    kind = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+    return None if kind == ".parquet" and path.suffix in PACKED else kind
 
 
 class FileCorpus(Corpus):
@@ -80,7 +88,7 @@ class FileCorpus(Corpus):
 
     Args:
         files: paths that end in one of `SUFFIXES`.
-        text_key: field of a JSON line that holds the text.
+        text_key: field of a JSON line, or column of a table, that holds the text.
         unit: what is one document in a .txt file.
         check_first: read each .txt file twice, so that a fault is known before its first part is given
             out (for `on_error=skip`; a document is used whole or not at all).
@@ -101,7 +109,7 @@ class FileCorpus(Corpus):
     def fingerprint(self, hash_file: HashFile) -> str:
         kinds = {_kind(file) for file in self.files}
         unit = self.unit.value if ".txt" in kinds else ""
-        key = self.text_key if ".jsonl" in kinds else ""
+        key = self.text_key if kinds - {*PLAIN} else ""
         contents = (f"{_kind(file)}{file.suffix}:{hash_file(file)}" for file in self.files)
         return hash_texts("files", unit, key, *contents)
 
@@ -115,9 +123,15 @@ class FileCorpus(Corpus):
     def documents(self) -> Iterator[Document]:
         self._done = 0
         for path in self.files:
-            if _kind(path) == ".jsonl":
+            kind = _kind(path)
+            if kind == ".jsonl":
                 yield from self._json_lines(path)
-            elif self.unit == Documents.file:
+            elif kind == ".parquet":
+                yield from parquet_documents(path, self.text_key)
+            elif kind in (".csv", ".tsv"):
+                with self._open(path) as stream:
+                    yield from table_documents(stream, path, self.text_key)
+            elif self.unit == Documents.file or kind != ".txt":
                 yield self._whole_file(path)
             else:
                 yield from self._lines_or_paragraphs(path)
@@ -148,9 +162,9 @@ class FileCorpus(Corpus):
                     row = parse_json(line.decode().rstrip("\r\n"), where, SECTION)
                     yield Document(where, (row_text(row, self.text_key, where),))
                 except UnicodeDecodeError as fault:
-                    yield Document(where, error=bad_encoding(fault, where, SECTION))
+                    yield Document(where, error=bad_encoding(fault, where, SECTION), row=shown(line))
                 except DataError as error:
-                    yield Document(where, error=error)
+                    yield Document(where, error=error, row=shown(line))
         except Unreadable as unreadable:
             yield Document(str(path), error=unreadable.error)
 

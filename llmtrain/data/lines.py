@@ -1,10 +1,11 @@
-"""Lines of local files, plain or with gzip, and what a user is told where one cannot be read."""
+"""Lines of local files, plain or packed, and what a user is told where one cannot be read."""
 
 from __future__ import annotations
 
 import codecs
 import difflib
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,12 @@ from typing import Any, BinaryIO, cast
 
 from llmtrain.data.corpus import shorten
 from llmtrain.utils.errors import DataError
+
+PACKED = (".gz", ".zst")
+"""Endings of packed files."""
+
+ZSTD_BUFFER = 1 << 13
+"""Bytes that are unpacked ahead of the lines; those before a broken place are lost with it."""
 
 
 class Unreadable(Exception):
@@ -38,9 +45,16 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def unpack(raw: BinaryIO, path: Path) -> BinaryIO:
-    """The bytes of an open file, unpacked where its name ends in .gz."""
-    # not in a larger buffer, which would lose what comes before a broken end
-    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.suffix == ".gz" else raw
+    """The bytes of an open file, unpacked where its name ends in .gz or .zst."""
+    if path.suffix == ".gz":
+        # not in a larger buffer, which would lose what comes before a broken end
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    if path.suffix == ".zst":
+        import pyarrow  # which `datasets` brings along; Python itself knows Zstandard from 3.14 on
+
+        # closing it closes `raw` too, which does no harm
+        return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), ZSTD_BUFFER))
+    return raw
 
 
 def numbered_lines(stream: BinaryIO, name: str, section: str) -> Iterator[tuple[int, bytes]]:
@@ -72,6 +86,10 @@ def broken(error: Exception, where: str, section: str) -> DataError:
         what = "the gzip file ends in the middle (a copy or download that was cut short?)"
     elif isinstance(error, (gzip.BadGzipFile, zlib.error)):
         what = f"the gzip file is broken: {error}"
+    elif "runcated compressed stream" in str(error):
+        what = "the zst file ends in the middle (a copy or download that was cut short?)"
+    elif "ZSTD" in str(error):
+        what = f"the zst file is broken: {error}"
     else:
         what = f"the file cannot be read: {error}"
     fix = f"fetch the file again; {section}.on_error=skip goes on with what could be read"
@@ -85,6 +103,13 @@ def bad_encoding(error: UnicodeDecodeError, where: str, section: str) -> DataErr
         f"bytes that are not UTF-8: {shorten(value)}",
         where,
         f"convert the file (iconv -f <encoding> -t utf-8), or set {section}.on_error=skip",
+    )
+
+
+def shown(line: bytes, width: int = 200) -> str:
+    """The start of a line that cannot be read, for a human."""
+    return line[:width].decode(errors="backslashreplace").rstrip("\r\n") + (
+        "..." if len(line) > width else ""
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import tokenizers
 from tokenizers import models
 
+from llmtrain.data.metaspace import is_metaspace
+
 UNKNOWN = "\ufffd"
 """Stands for every character that a characters tokenizer does not know: Unicode's own replacement."""
 
@@ -29,9 +31,15 @@ def splits_like_gpt2_or_bert(inner: tokenizers.Tokenizer) -> bool:
     gpt2 = {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}
     like_gpt2 = not normalizer and gpt2.items() <= splitter.items()
     like_bert = normalizer.get("type") == "BertNormalizer" and splitter.get("type") == "BertPreTokenizer"
-    return (like_gpt2 or like_bert) and all(
-        token.special for token in inner.get_added_tokens_decoder().values()
+    return (like_gpt2 or like_bert or is_metaspace(inner)) and all(
+        token.special or _stands_alone(token) for token in inner.get_added_tokens_decoder().values()
     )
+
+
+def _stands_alone(token: tokenizers.AddedToken) -> bool:
+    """Whether an added token is found in a text whatever stands around it, and no blank parts it."""
+    looks_around = token.lstrip or token.rstrip or token.single_word or token.normalized
+    return not looks_around and not any(map(str.isspace, token.content))
 
 
 def recognise(inner: tokenizers.Tokenizer) -> str:
@@ -39,7 +47,8 @@ def recognise(inner: tokenizers.Tokenizer) -> str:
     if not isinstance(inner.model, models.BPE) or inner.normalizer is not None:
         return "file"
     vocab = inner.get_vocab(with_added_tokens=False)
-    if vocab == byte_vocab() and _state(inner.pre_tokenizer).get("use_regex") is False:
+    only_bytes = vocab == byte_vocab() and len(inner.get_added_tokens_decoder()) == 1
+    if only_bytes and _state(inner.pre_tokenizer).get("use_regex") is False:
         return "bytes"
     single = all(len(token) == 1 for token in vocab)
     if single and inner.pre_tokenizer is None and inner.model.unk_token == UNKNOWN:

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmtrain.data.batch import IGNORE
 from llmtrain.data.loader import Rows
+from llmtrain.data.mixture import MixedRow, MixedRows
 from llmtrain.data.packed import PackedRows
 from llmtrain.data.rows import Row, StreamRows
 from llmtrain.data.tokenizer import Tokenizer
@@ -25,8 +26,7 @@ Renderer = Callable[[Tokenizer, Any, Any], tuple[int, list[str]]]
 
 def render_rows(tokenizer: Tokenizer, rows: Rows, n: int) -> str:
     """The first `n` rows of the stream, decoded, and the share of real tokens in them."""
-    kinds = type(rows).__mro__
-    render = next((RENDERERS[kind] for kind in kinds if kind in RENDERERS), render_batch)
+    render = renderer(rows)
     paragraphs = [f"{rows.rows_per_epoch} rows of {rows.sequence_length} tokens an epoch"]
     total = 0
     for i in range(n):
@@ -96,7 +96,23 @@ def render_batch(
     return real, lines
 
 
-RENDERERS: dict[type, Renderer] = {StreamRows: render_stream, PackedRows: render_packed}
+def render_mixed(tokenizer: Tokenizer, rows: MixedRows, row: MixedRow) -> tuple[int, list[str]]:
+    """A row of a mixture, as its source shows it."""
+    source = rows.sources[row.source]
+    real, (labels, *lines) = renderer(source)(tokenizer, source, row.row)
+    return real, [f"source {rows.names[row.source]}, {labels}", *lines]
+
+
+def renderer(rows: Rows) -> Renderer:
+    """How a kind of rows is shown."""
+    return next((RENDERERS[kind] for kind in type(rows).__mro__ if kind in RENDERERS), render_batch)
+
+
+RENDERERS: dict[type, Renderer] = {
+    StreamRows: render_stream,
+    PackedRows: render_packed,
+    MixedRows: render_mixed,
+}
 """How rows of each kind are shown; others as batches."""
 
 

@@ -8,34 +8,24 @@ and never becomes the special id.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders
 
-from llmtrain.data import pieces, wordpiece
+from llmtrain.data import pieces
+from llmtrain.data.metaspace import is_metaspace, token_bytes
 from llmtrain.data.pieces import any_border, word_border
 from llmtrain.data.recognise import (
-    UNKNOWN,
-    byte_vocab,
     recognise,
     special_tokens,
     splits_like_gpt2_or_bert,
 )
-from llmtrain.data.tokenizer_settings import SETTINGS, end_token_in, read_settings, settings_text
+from llmtrain.data.tokenizer_settings import TokenizerSettings, token_in
 from llmtrain.data.words import continuations
-from llmtrain.schema.tokenizer import (
-    BPETokenizer,
-    BytesTokenizer,
-    CharactersTokenizer,
-    FileTokenizer,
-    WordPieceTokenizer,
-)
 from llmtrain.utils.errors import DataError
 
 END = "<|endoftext|>"
@@ -62,6 +52,7 @@ class Tokenizer:
         kind: bytes, characters, bpe, wordpiece or file. The first two promise ids that their fast paths
             rely upon.
         end_token: the token that ends a document.
+        settings: what else is known about it, and kept with it.
 
     Attributes:
         vocab_size: highest id plus one.
@@ -76,7 +67,14 @@ class Tokenizer:
         DataError: the tokenizer has no such end token.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, *, kind: str, end_token: str = END) -> None:
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        *,
+        kind: str,
+        end_token: str = END,
+        settings: TokenizerSettings | None = None,
+    ) -> None:
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True
@@ -92,6 +90,7 @@ class Tokenizer:
         self.inner = inner
         self.kind = kind
         self.end_token = end_token
+        self.settings = settings or TokenizerSettings()
         self.end_id: int = end_id
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
         self.dtype: np.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
@@ -110,6 +109,7 @@ class Tokenizer:
         *,
         end_token: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        generation: Mapping[str, Any] | None = None,
         kind: str | None = None,
     ) -> Tokenizer:
         """A tokenizer from the text of a `tokenizer.json`.
@@ -119,6 +119,7 @@ class Tokenizer:
             end_token: the token that ends a document; default: what the settings say if it has such a
                 token, else the first of `KNOWN_ENDS` that it has.
             settings: content of the `tokenizer_config.json` beside the file.
+            generation: content of the `generation_config.json` beside it.
             kind: default: recognised from the content (bytes, characters, else file).
 
         Raises:
@@ -131,7 +132,7 @@ class Tokenizer:
                 f"not a tokenizer.json: {error}", "tokenizer", "give the tokenizer.json of a tokenizers model"
             ) from error
         if end_token is None:
-            ends = (end_token_in(settings or {}), *KNOWN_ENDS)
+            ends = (token_in(settings or {}, "eos_token"), *KNOWN_ENDS)
             end_token = next((end for end in ends if end and inner.token_to_id(end) is not None), None)
         if end_token is None:
             raise DataError(
@@ -139,7 +140,8 @@ class Tokenizer:
                 "tokenizer.end_token",
                 "set tokenizer.end_token to one of its tokens" + special_tokens(inner),
             )
-        return cls(inner, kind=kind or recognise(inner), end_token=end_token)
+        told = TokenizerSettings(dict(settings or {}), dict(generation or {}))
+        return cls(inner, kind=kind or recognise(inner), end_token=end_token, settings=told)
 
     @property
     def fill_id(self) -> int:
@@ -158,7 +160,37 @@ class Tokenizer:
 
     def files(self) -> dict[str, str]:
         """Content of the files that a tokenizer is kept in, by name."""
-        return {"tokenizer.json": self.to_json(), SETTINGS: settings_text(self.end_token)}
+        return {"tokenizer.json": self.to_json(), **self.settings.files(self.end_token)}
+
+    @property
+    def chat_template(self) -> str | None:
+        """How conversations become text, in Jinja; None where nobody has said."""
+        return self.settings.chat_template
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """Special tokens by the names that chat templates know them by."""
+        return {**self.settings.named, "eos_token": self.end_token}
+
+    @cached_property
+    def special_ids(self) -> dict[int, str]:
+        """Special tokens by their ids."""
+        added = self.inner.get_added_tokens_decoder().items()
+        return {i: token.content for i, token in added if token.special}
+
+    @property
+    def end_ids(self) -> set[int]:
+        """Ids after which a model has nothing more to say."""
+        return {self.end_id} | {i for i in self.settings.end_ids if i < self.vocab_size}
+
+    @cached_property
+    def start_ids(self) -> list[int]:
+        """Ids that the tokenizer itself puts before a text, such as that of Llama's `<s>`; encoders, which
+        frame a text, are not asked."""
+        framed = self.inner.encode("a", add_special_tokens=True).ids
+        plain = self.inner.encode("a", add_special_tokens=False).ids
+        extra = len(framed) - len(plain)
+        return framed[:extra] if framed[extra:] == plain else []
 
     @cached_property
     def sha256(self) -> str:
@@ -168,7 +200,7 @@ class Tokenizer:
     @cached_property
     def ordinary_ids(self) -> np.ndarray:
         """Ids that stand for text: all but the special tokens and the unknown one, sorted, int64."""
-        special = {i for i, token in self.inner.get_added_tokens_decoder().items() if token.special}
+        special = self.special_ids.keys()
         named = {self.end_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id, self.pad_id}
         return np.array(sorted(set(self.inner.get_vocab(True).values()) - special - named), np.int64)
 
@@ -208,6 +240,18 @@ class Tokenizer:
         return [
             (np.array(one.ids, np.int64), np.array(one.offsets, np.int64).reshape(-1, 2)) for one in encodings
         ]
+
+    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """As `encode_offsets` of one text; but special tokens spelled out in it become their ids."""
+        encoding = self._marked.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int64), np.array(encoding.offsets, np.int64).reshape(-1, 2)
+
+    @cached_property
+    def _marked(self) -> tokenizers.Tokenizer:
+        """A copy that sees special tokens in text, and counts blanks to the tokens that they belong to."""
+        marked = tokenizers.Tokenizer.from_str(self.to_json())
+        marked.post_processor = None  # which may trim offsets, and adds nothing that is wanted
+        return marked
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """Text of ids; end tokens are left out, a character cut in half shows as U+FFFD."""
@@ -253,132 +297,12 @@ class Tokenizer:
     def _bytes_of_token(self) -> np.ndarray | None:
         """Bytes of text behind each id, (V,) int64, or None where tokens have no fixed length."""
         byte_level = isinstance(self.inner.decoder, decoders.ByteLevel) and self.inner.normalizer is None
-        if not byte_level and self.kind != "characters":
+        marked = is_metaspace(self.inner)
+        if not byte_level and not marked and self.kind != "characters":
             return None
         table = np.zeros(self.vocab_size, dtype=np.int64)
         for token, i in self.inner.get_vocab(with_added_tokens=False).items():
-            table[i] = len(token) if byte_level else len(token.encode())
+            table[i] = len(token) if byte_level else token_bytes(token) if marked else len(token.encode())
         for i, added in self.inner.get_added_tokens_decoder().items():
             table[i] = 0 if i == self.end_id else len(added.content.encode())
         return table
-
-
-def _finish(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    inner.add_special_tokens([AddedToken(END, special=True, normalized=False)])
-    return inner
-
-
-def bytes_tokenizer(config: BytesTokenizer) -> Tokenizer:
-    """Ids are the bytes of UTF-8; 256 ends a document."""
-    inner = tokenizers.Tokenizer(models.BPE(vocab=byte_vocab(), merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    return Tokenizer(_finish(inner), kind="bytes")
-
-
-def characters_tokenizer(config: CharactersTokenizer, texts: Iterator[str]) -> Tokenizer:
-    """Ids are the ranks of the distinct characters; then the unknown character, then the end."""
-    seen: set[str] = set()
-    for text in texts:
-        seen.update(text)
-    tokens = [*sorted(seen - {UNKNOWN}), UNKNOWN]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNKNOWN, fuse_unk=False))
-    inner.decoder = decoders.Fuse()
-    return Tokenizer(_finish(inner), kind="characters")
-
-
-def bpe_tokenizer(config: BPETokenizer, texts: Iterator[str]) -> Tokenizer:
-    """Byte-level BPE, trained on the first `train_bytes` of the text; the same text, the same merges."""
-    inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        min_frequency=config.min_frequency,
-        special_tokens=[END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    inner.train_from_iterator(_first_bytes(texts, config.train_bytes), trainer)
-    return Tokenizer(inner, kind="bpe")
-
-
-def wordpiece_tokenizer(config: WordPieceTokenizer, texts: Iterator[str]) -> Tokenizer:
-    """WordPiece, trained on the first `train_bytes` of the text; the same text, the same pieces."""
-    inner = wordpiece.train(
-        _first_bytes(texts, config.train_bytes),
-        vocab_size=config.vocab_size,
-        lowercase=config.lowercase,
-        min_frequency=config.min_frequency,
-    )
-    return Tokenizer(inner, kind="wordpiece", end_token=wordpiece.SEP)
-
-
-def file_tokenizer(config: FileTokenizer) -> Tokenizer:
-    """A tokenizer.json or BERT's vocab.txt, or the one in a folder.
-
-    Raises:
-        DataError: there is none, or it cannot be used.
-    """
-    if config.path is None:
-        raise DataError(
-            "no tokenizer file is named",
-            "tokenizer.path",
-            "set tokenizer.path=<tokenizer.json, vocab.txt or a folder with one of them>",
-        )
-    path = Path(config.path).expanduser()
-    if path.is_dir():
-        only_vocab = (path / "vocab.txt").exists() and not (path / "tokenizer.json").exists()
-        path = path / ("vocab.txt" if only_vocab else "tokenizer.json")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"the tokenizer cannot be read: {error}",
-            f"tokenizer.path={config.path}",
-            "give a tokenizer.json, a vocab.txt or a folder with one of them",
-        ) from error
-    if path.suffix != ".txt":
-        settings = read_settings(path.with_name(SETTINGS))
-        return Tokenizer.from_json(text, end_token=config.end_token, settings=settings)
-    inner = wordpiece.from_vocab(wordpiece.read_vocab(text), **wordpiece.settings(path, config.lowercase))
-    return Tokenizer(inner, kind="file", end_token=config.end_token or wordpiece.SEP)
-
-
-def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """Texts until their UTF-8 reaches `limit` bytes; the last one is cut at a character."""
-    for text in texts:
-        size = len(text) if text.isascii() else len(text.encode())
-        if size >= limit:
-            yield text.encode()[:limit].decode("utf-8", errors="ignore")
-            return
-        limit -= size
-        yield text
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A builder that learns from text; what it learns is cached by content.
-
-    Attributes:
-        train: makes the tokenizer from its config and the training text in pieces.
-        per_character: every character becomes one token, so that no more characters need be read than
-            `data.max_tokens`.
-    """
-
-    train: Callable[[Any, Iterator[str]], Tokenizer]
-    per_character: bool = False
-
-    def __call__(self, config: Any, texts: Iterator[str]) -> Tokenizer:
-        return self.train(config, texts)
-
-
-TOKENIZERS: dict[type, Callable[..., Tokenizer]] = {
-    BytesTokenizer: bytes_tokenizer,
-    CharactersTokenizer: Trained(characters_tokenizer, per_character=True),
-    BPETokenizer: Trained(bpe_tokenizer),
-    WordPieceTokenizer: Trained(wordpiece_tokenizer),
-    FileTokenizer: file_tokenizer,
-}
-"""Builder of each kind: `builder(config)`, or `Trained`: `builder(config, texts)`."""

@@ -9,6 +9,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models
 
+from llmtrain.data.metaspace import is_metaspace
 from llmtrain.utils.errors import ConfigError
 
 
@@ -25,7 +26,7 @@ def continuations(inner: tokenizers.Tokenizer, vocab_size: int) -> np.ndarray:
         table[[i for token, i in vocab.items() if token.startswith(prefix) and token != prefix]] = True
     elif isinstance(inner.decoder, decoders.ByteLevel):
         table[[i for token, i in vocab.items() if _inside_word(inner.decoder.decode([token]))]] = True
-    elif isinstance(inner.decoder, decoders.Metaspace):
+    elif isinstance(inner.decoder, decoders.Metaspace) or is_metaspace(inner):
         table[[i for token, i in vocab.items() if _inside_word(token)]] = True
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ SHARD_TOKENS = 1 << 28
 SIDES = ("ends", "bytes")
 """Numbers of each document, written beside the tokens."""
 
+BAD_ROWS = "bad_rows.jsonl"
+"""File of the rows that could not be read, where there are any: place, reason and what stands there."""
+
 
 @dataclass
 class Position:
@@ -42,6 +46,13 @@ class Position:
         open_tokens: tokens of the open document.
         counts: whatever was counted on the way (empty, skipped, unknown, ...).
         messages: the first faults that were skipped.
+        removed: documents that cleaning left out, by rule.
+        changed: places that cleaning changed, by rule.
+        examples: a few examples of each rule.
+        bad_bytes: size of the file of rows that cannot be read.
+        checked: complete documents of which it was checked whether they come back from their ids.
+        exact: those of them that do.
+        open_exact: whether the open document has come back so far.
     """
 
     pieces: int = 0
@@ -52,10 +63,23 @@ class Position:
     open_tokens: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
+    removed: dict[str, int] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    bad_bytes: int = 0
+    checked: int = 0
+    exact: int = 0
+    open_exact: bool = True
 
     def count(self, name: str, number: int = 1) -> None:
         """Add to a counter."""
         self.counts[name] = self.counts.get(name, 0) + number
+
+    def keep(self, name: str, example: str, limit: int) -> None:
+        """Keep an example, if there are not enough yet."""
+        kept = self.examples.setdefault(name, [])
+        if len(kept) < limit:
+            kept.append(example)
 
 
 class StoreWriter:
@@ -86,6 +110,7 @@ class StoreWriter:
         self.position = self._journalled() or self._fresh()
         self._shard: BinaryIO | None = None
         self._sides = {name: self._open(f"{name}.raw", 8 * self.position.documents) for name in SIDES}
+        self._bad_rows = self._open(BAD_ROWS, self.position.bad_bytes)
         self._cut_back()
 
     def _cut_back(self) -> None:
@@ -115,6 +140,7 @@ class StoreWriter:
         full, rest = divmod(position.tokens, self.shard_tokens)
         needed = [self.shard_tokens] * full + ([rest] if rest else [])
         sizes = [(self.path / shard_name(i)).stat().st_size for i in range(len(needed))]
+        sides.append((self.path / BAD_ROWS).stat().st_size >= position.bad_bytes)
         return all(sides) and all(
             size >= tokens * self.dtype.itemsize for size, tokens in zip(sizes, needed, strict=True)
         )
@@ -158,10 +184,16 @@ class StoreWriter:
             self._sides["bytes"].write(sizes.astype("<i8").tobytes())
             self.position.documents += len(ends)
 
+    def write_bad_row(self, row: Mapping[str, str]) -> None:
+        """Add a row that cannot be read to their file."""
+        with explain_full_disk(self.path):
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+            self.position.bad_bytes += self._bad_rows.write(line)
+
     def commit(self) -> None:
         """Make everything up to now durable."""
         with explain_full_disk(self.path):
-            for file in (self._shard, *self._sides.values()):
+            for file in (self._shard, self._bad_rows, *self._sides.values()):
                 if file is not None:
                     self._sync(file)
             write_json(
@@ -185,6 +217,8 @@ class StoreWriter:
                 with open(self.path / f"{name}.npy", "wb") as file:
                     np.save(file, values)
                     self._sync(file)
+            if not self.position.bad_bytes:
+                (self.path / BAD_ROWS).unlink()
             atomic_write(self.path / "tokenizer.json", self.tokenizer.to_json())
             write_json(self.path / "manifest.json", self._manifest())
             fsync_directory(self.path)
@@ -208,6 +242,10 @@ class StoreWriter:
             "bytes": position.text_bytes,
             "counts": position.counts,
             "messages": position.messages,
+            "removed": position.removed,
+            "changed": position.changed,
+            "examples": position.examples,
+            "round_trip": [position.exact, position.checked],
             "vocab_size": self.tokenizer.vocab_size,
             "end_id": self.tokenizer.end_id,
             "end_token": self.tokenizer.end_token,
@@ -223,7 +261,7 @@ class StoreWriter:
 
     def close(self) -> None:
         """Close the files; what was not committed is cut off when the work is taken up again."""
-        for file in (self._shard, *self._sides.values()):
+        for file in (self._shard, self._bad_rows, *self._sides.values()):
             if file is not None:
                 with explain_full_disk(self.path):
                     file.close()

@@ -37,6 +37,9 @@ class Hook:
     def start(self, engine: Engine) -> None:
         """Before the first step of this process."""
 
+    def before_clear(self, engine: Engine, result: StepResult) -> None:
+        """After each step, while its gradients (clipped) are still there."""
+
     def after_step(self, engine: Engine) -> None:
         """After each step; all processes call all hooks in the same order."""
 
@@ -119,6 +122,8 @@ class Engine:
             self.loader.wait_seconds = 0.0
             self._verdicts.append((state.step, result))
             self._check_verdicts(self._verdict_delay)
+            for hook in self.hooks:
+                hook.before_clear(self, result)
             self.step.clear_gradients()
             for hook in self.hooks:
                 hook.after_step(self)

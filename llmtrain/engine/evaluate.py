@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,13 @@ class Measured:
     Attributes:
         stats: the objective's statistics, `loss` among them.
         counts: what they were divided by.
+        sums: what was divided: those of several passes can be added up, as can their counts.
         outputs: (rows, W) fp32, in the order of the rows, fillers included; None where not asked for.
     """
 
     stats: dict[str, float]
     counts: dict[str, float]
+    sums: dict[str, Tensor]
     outputs: np.ndarray | None
 
 
@@ -79,13 +81,37 @@ def evaluate(
         name: count / num_alike
         for name, count in zip(counts, dist.sum_over_ranks(list(counts.values())), strict=True)
     }
-    divisors = {name: count or math.nan for name, count in all_counts.items()}  # no label, no number
-    _, stats = objective.loss(dict(zip(names, totals, strict=True)), divisors)
-    return Measured(
-        {name: float(value) for name, value in stats.items()},
-        all_counts,
-        collect(outputs, layout.mesh) if output is not None else None,
-    )
+    all_sums = dict(zip(names, totals, strict=True))
+    collected = collect(outputs, layout.mesh) if output is not None else None
+    return Measured(divide(objective, all_sums, all_counts), all_counts, all_sums, collected)
+
+
+def divide(objective: Objective, sums: dict[str, Tensor], counts: dict[str, float]) -> dict[str, float]:
+    """Statistics of sums over all labels and of their counts."""
+    divisors = {name: count or math.nan for name, count in counts.items()}  # no label, no number
+    _, stats = objective.loss(sums, divisors)
+    return {name: float(value) for name, value in stats.items()}
+
+
+def merge(objective: Objective, parts: Mapping[str, Measured]) -> tuple[dict[str, float], dict[str, float]]:
+    """Statistics and counts over several texts together, each label counting the same, and, where there is
+    more than one text, those of each with its name in front: `books_loss`.
+
+    Args:
+        objective: weighs sums.
+        parts: what each text gave, by name.
+    """
+    first, *others = parts.values()
+    sums, counts = dict(first.sums), dict(first.counts)
+    for part in others:
+        sums = {name: value + part.sums[name] for name, value in sums.items()}
+        counts = {name: count + part.counts[name] for name, count in counts.items()}
+    stats = divide(objective, sums, counts)
+    if others:
+        for text, part in parts.items():
+            stats |= {f"{text}_{name}": value for name, value in part.stats.items()}
+            counts |= {f"{text}_{name}": count for name, count in part.counts.items()}
+    return stats, counts
 
 
 def collect(outputs: list[Tensor], mesh: Mesh) -> np.ndarray:

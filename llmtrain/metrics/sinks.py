@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llmtrain.metrics.history import NORMS, VALIDATION
 from llmtrain.metrics.summary import format_duration
 from llmtrain.utils.io import atomic_write, explain_full_disk, read_json_lines
 
@@ -28,7 +29,7 @@ class Sink(Protocol):
     """Takes reports of numbers and notes of events."""
 
     def metrics(self, record: Record) -> None:
-        """Numbers of a step: `kind` is train or validation."""
+        """Numbers of a step: `kind` is train, validation or norms."""
 
     def event(self, record: Record) -> None:
         """Something that happened: `event` names it, `text` says it in words."""
@@ -131,6 +132,8 @@ class ConsoleLines:
     """One `key=value` line per report: for files, pipes and batch systems."""
 
     def metrics(self, record: Record) -> None:
+        if record["kind"] == NORMS:
+            return  # for files and curves: too many for a line
         shown = [
             f"{short_name(name)}={format_number(name, value)}"
             for name, value in record.items()
@@ -169,7 +172,7 @@ class LivePanel:
         if record["kind"] == "train":
             self.latest = record
             self.losses += [record["loss"]] if math.isfinite(record["loss"]) else []
-        else:
+        elif record["kind"] == VALIDATION:
             self.validation = record
         if not self.started:
             self.live.start()

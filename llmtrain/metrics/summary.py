@@ -47,6 +47,14 @@ def task_commands(path: str) -> list[str]:
     ]
 
 
+def answer_commands(path: str) -> list[str]:
+    """What one may want to do with a model that was taught to answer."""
+    return [
+        f"llmtrain chat init_from={path}",
+        f"llmtrain evaluate init_from={path} paths=[FILE]",
+    ]
+
+
 def text_commands(path: str, causal: bool) -> list[str]:
     """What one may want to do with a language model."""
     first = (

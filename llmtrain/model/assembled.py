@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llmtrain.data.batch import Batch
+from llmtrain.model.cache import KVCache
 from llmtrain.model.layers.position import Rotation
 from llmtrain.model.plan import TensorPlan
 from llmtrain.schema.model import Activation
@@ -51,20 +52,34 @@ class Backbone(nn.Module, ABC):
     dropout_rate: float
     recompute: bool = False
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Hidden states after the last norm, (B, T, D)."""
-        hidden_BTD: Tensor = self.norm(self.run(self.embed(batch), batch, self.blocks))
+    def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
+        """Hidden states after the last norm, (B, T, D).
+
+        Args:
+            batch: the tokens.
+            cache: tokens that stand before them, where the model is causal; they become part of it. The
+                batch is what `KVCache.read` made of the tokens.
+        """
+        hidden_BTD: Tensor = self.norm(self.run(self.embed(batch), batch, self.blocks, cache))
         return hidden_BTD
 
-    def run(self, x_BTD: Tensor, batch: Batch, numbers: Iterable[str]) -> Tensor:
+    def run(
+        self, x_BTD: Tensor, batch: Batch, numbers: Iterable[str], cache: KVCache | None = None
+    ) -> Tensor:
         """Some of the blocks, one after another.
 
         Args:
             x_BTD: the stream before the first of them.
             batch: the tokens it was made from.
             numbers: keys of the blocks.
+            cache: see `forward`.
         """
         masks, rotation = self.masks(batch), self.rotation(batch)
+        if cache is not None:
+            assert self.causal, "only what looks back can go on from what it has read"
+            for number in numbers:
+                x_BTD = self.blocks[number](x_BTD, cache.mask, rotation, cache.block(number))
+            return x_BTD
         for number in numbers:
             block, arguments = self.blocks[number], (masks[number], rotation)
             if self.recompute and torch.is_grad_enabled():

@@ -78,10 +78,10 @@ class BERT(Transformer):
     def flops_per_token(self, sequence_length: int) -> int:
         """Floating-point operations of forward and backward for one token, without the head.
 
-        6 per weight of a matrix and 12 d for every position that a layer looks at (Chowdhery et al. 2022,
+        6 per weight of a matrix and 12 H K for every position that a layer looks at (Chowdhery et al. 2022,
         "PaLM", appendix B), padding and other documents of the row included; embeddings count nothing.
         """
         weights = sum(parameter.numel() for parameter in self.blocks.parameters())
         near = min(sequence_length, (self.config.local_window or 0) // 2 * 2 + 1)
         seen = sum(near if self.is_local(number) else sequence_length for number in range(len(self.blocks)))
-        return 6 * weights + 12 * self.dim * seen
+        return 6 * weights + 12 * self.config.num_heads * self.config.head_width * seen

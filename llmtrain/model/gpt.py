@@ -60,8 +60,9 @@ class GPT(Transformer):
     def flops_per_token(self, sequence_length: int) -> int:
         """Floating-point operations of forward and backward for one token, without the head.
 
-        6 per weight of a matrix and 12 L d T for attention (Chowdhery et al. 2022, "PaLM", appendix B);
+        6 per weight of a matrix and 12 L H K T for attention (Chowdhery et al. 2022, "PaLM", appendix B);
         the embeddings are look-ups and count nothing.
         """
         weights = sum(parameter.numel() for parameter in self.blocks.parameters())
-        return 6 * weights + 12 * self.config.num_layers * self.config.dim * sequence_length
+        width = self.config.num_heads * self.config.head_width
+        return 6 * weights + 12 * self.config.num_layers * width * sequence_length

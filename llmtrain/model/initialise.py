@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmtrain.model.assembled import Assembled
+from llmtrain.model.layers.lora import is_adapter
 from llmtrain.utils.seed import derive_seed
 
 
 @torch.no_grad()
 def initialise(model: Assembled, seed: int) -> None:
-    """Fill all parameters: biases 0, norms 1, matrices normal with the backbone's `init_std`.
+    """Fill all parameters: biases 0, norms 1, matrices normal with the backbone's `init_std`; of adapters A
+    as `torch.nn.Linear` has it, and B 0, so that they change nothing yet (Hu et al. 2021).
 
     Matrices are drawn whole on the CPU, one at a time, so that neither device nor layout matter. Rows of
     the embedding and of the head beyond the vocabulary are 0.
     """
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith(("bias", "lora_B")):
             parameter.zero_()
         elif parameter.ndim == 1:
             parameter.fill_(1.0)
         else:
             generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
             values = torch.empty(parameter.shape, dtype=torch.float32)
-            values.normal_(0.0, model.backbone.init_std(name), generator=generator)
+            if is_adapter(name):  # as in the authors' code: uniform, by the number of inputs
+                bound = 1 / math.sqrt(values.shape[1])
+                values.uniform_(-bound, bound, generator=generator)
+            else:
+                values.normal_(0.0, model.backbone.init_std(name), generator=generator)
             if is_vocabulary(name):
                 values[model.backbone.vocab_size :] = 0.0
             fill(parameter, values)

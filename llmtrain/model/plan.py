@@ -34,6 +34,9 @@ class Split(str, Enum):
     own_tokens = "own_tokens"
     """Whole parameters, used on the own share of the tokens: norms."""
 
+    own_heads = "own_heads"
+    """Whole parameters, used on the own share of the heads, (B, H, T, K): norms of queries and keys."""
+
     own_lookup = "own_lookup"
     """An embedding that is whole, looked up for the own share of the tokens: positions, segments."""
 

@@ -50,8 +50,9 @@ class Transformer(Backbone):
         """Rotation of queries and keys, where positions are not learned."""
         if self.config.position is Position.learned:
             return None
+        config = self.config
         return rotary_table(
-            self.positions(batch), self.dim // self.config.num_heads, self.config.rotary_theta
+            self.positions(batch), config.head_width, config.rotary_theta, config.rotary_scaling
         )
 
     def tensor_plan(self) -> TensorPlan:
@@ -66,6 +67,8 @@ class Transformer(Backbone):
             "blocks.*.attention.query": Split.columns,
             "blocks.*.attention.key": Split.columns,
             "blocks.*.attention.value": Split.columns,
+            "blocks.*.attention.query_norm": Split.own_heads,
+            "blocks.*.attention.key_norm": Split.own_heads,
             "blocks.*.attention.out": Split.rows,
             "blocks.*.mlp_norm": Split.own_tokens,
             "blocks.*.mlp": Split.gather,

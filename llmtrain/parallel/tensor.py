@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+)
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -24,6 +32,7 @@ from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import tie, tied_names
 from llmtrain.model.heads import VocabularyProjection
 from llmtrain.model.kernels.linear_cross_entropy import VocabularyShard
+from llmtrain.model.layers.lora import LoRALinear, Product
 from llmtrain.model.plan import Split
 from llmtrain.utils.errors import ConfigError
 
@@ -54,6 +63,59 @@ class Gather(ParallelStyle):
 
         module.register_forward_pre_hook(gather)
         return module
+
+
+class Columns(ColwiseParallel):
+    """A linear layer with a share of the output features; of an adapter A is whole, B shared likewise."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        super()._partition_linear_fn(name, module, device_mesh)
+        if isinstance(module, LoRALinear):
+            place(module, "lora_A", device_mesh, Replicate())
+            module.spread = Spread(device_mesh, whole=(True, True, False), change=Shard(-1))
+
+
+class Rows(RowwiseParallel):
+    """A linear layer with a share of the input features; of an adapter A is shared likewise, B whole."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        super()._partition_linear_fn(name, module, device_mesh)
+        if isinstance(module, LoRALinear):
+            place(module, "lora_A", device_mesh, Shard(1))
+            place(module, "lora_B", device_mesh, Replicate())
+            module.spread = Spread(device_mesh, whole=(False, False, True), change=Partial())
+
+
+def place(module: nn.Module, name: str, mesh: DeviceMesh, placement: Placement) -> None:
+    """Share out a parameter of a module, which may be shared out otherwise by now, without memory yet."""
+    whole = torch.empty(module.get_parameter(name).shape, device="meta")
+    shared = distribute_tensor(whole, mesh, [placement], src_data_rank=None)
+    module.register_parameter(name, nn.Parameter(shared))
+
+
+class Spread:
+    """The product of an adapter, in which each process multiplies its own shares: no messages.
+
+    Of what is whole in every process (an input, A or B) each finds a part of the gradient, and the parts are
+    summed up where they are needed. Dropout may so differ between the processes.
+
+    Args:
+        mesh: the processes.
+        whole: which of input, A and B are whole in every process; the others are shared out.
+        change: placement of the result.
+    """
+
+    def __init__(self, mesh: DeviceMesh, whole: tuple[bool, bool, bool], change: Placement) -> None:
+        self.mesh, self.whole, self.change = mesh, whole, change
+
+    def __call__(self, product: Product, x: DTensor, a_RI: DTensor, b_OR: DTensor) -> Tensor:
+        """The change of the output, as it is shared out; see `LoRALinear`."""
+        own = [
+            one.to_local(grad_placements=[Partial()] if whole else None)
+            for one, whole in zip((x, a_RI, b_OR), self.whole, strict=True)
+        ]
+        change: Tensor = DTensor.from_local(product(*own), self.mesh, [self.change], run_check=False)
+        return change
 
 
 class Lookup(RowwiseParallel):
@@ -106,7 +168,7 @@ class Vocabulary(ParallelStyle):
             rows = distribute_tensor(parameter, device_mesh, [Shard(0)], src_data_rank=None)
             module.register_parameter(name, nn.Parameter(rows, requires_grad=parameter.requires_grad))
         start = module.out_features // device_mesh.size() * device_mesh.get_local_rank()
-        module.shard = VocabularyShard(device_mesh.get_group(), start)
+        module.shard = VocabularyShard(device_mesh.get_group(), start, module.vocab_size)
         return module
 
 
@@ -115,8 +177,8 @@ def style(split: Split) -> ParallelStyle:
     styles: dict[Split, Callable[[], ParallelStyle]] = {
         Split.gather: partial(Gather, whole=False),
         Split.gather_whole: partial(Gather, whole=True),
-        Split.columns: ColwiseParallel,
-        Split.rows: partial(RowwiseParallel, output_layouts=Shard(TOKENS)),
+        Split.columns: Columns,
+        Split.rows: partial(Rows, output_layouts=Shard(TOKENS)),
         Split.lookup: Lookup,
         Split.vocabulary: Vocabulary,
         Split.own_tokens: partial(SequenceParallel, use_local_output=True),

@@ -9,25 +9,31 @@ from pathlib import Path
 
 import torch
 
-from llmtrain.checkpoint.hf.read import is_hf_directory, read_hf
+from llmtrain.adapt.lora import MergedWeights
+from llmtrain.checkpoint.hf.foreign import is_foreign, read_foreign
+from llmtrain.checkpoint.hf.locate import locate
 from llmtrain.checkpoint.read import SavedWeights, read_file, resolve
 from llmtrain.checkpoint.state import MODEL_PREFIX
 from llmtrain.checkpoint.weights import Weights
 from llmtrain.data.tokenizer import Tokenizer
-from llmtrain.data.tokenizer_settings import SETTINGS
+from llmtrain.data.tokenizer_settings import GENERATION, SETTINGS
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model, materialise
+from llmtrain.model.layers.lora import is_adapter
 from llmtrain.objective.build import Objective, build_objective
+from llmtrain.recipe.adapters import Base, BaseRecord, read_base, weights_digest
 from llmtrain.recipe.context import Context
+from llmtrain.recipe.foreign import imported_config
+from llmtrain.schema.adapt import LoRAConfig
 from llmtrain.schema.load import build
 from llmtrain.schema.model import ModelConfig
-from llmtrain.schema.roots import ROOTS, FinetuneConfig, PretrainConfig
+from llmtrain.schema.roots import ROOTS, FinetuneConfig, PretrainConfig, TrainingConfig
 from llmtrain.schema.stored import read_plain
 from llmtrain.task.base import Task
 from llmtrain.task.build import build_task
 from llmtrain.utils.errors import ConfigError
 
-CARRIED = ("backbone.", "head.pooler.")
+CARRIED = ("backbone.", "head.pooler.", "head.projection.")
 """Names of the parameters that fine-tuning takes over; the rest of the head is drawn anew."""
 
 
@@ -80,17 +86,20 @@ def read_config(checkpoint: Path, context: Context) -> PretrainConfig | Finetune
 
 def read_tokenizer(checkpoint: Path) -> Tokenizer:
     """The tokenizer of a checkpoint, with the end token that it had; an older one does not tell."""
-    told = json.loads(read_file(checkpoint, SETTINGS)) if (checkpoint / SETTINGS).exists() else {}
-    return Tokenizer.from_json(read_file(checkpoint, "tokenizer.json"), settings=told)
+    settings, generation = (
+        json.loads(read_file(checkpoint, name)) if (checkpoint / name).exists() else {}
+        for name in (SETTINGS, GENERATION)
+    )
+    text = read_file(checkpoint, "tokenizer.json")
+    return Tokenizer.from_json(text, settings=settings, generation=generation)
 
 
 def open_checkpoint(source: str, context: Context, device: torch.device) -> Checkpointed:
-    """Load a run directory or a checkpoint for use."""
-    if is_hf_directory(Path(source)):
-        raise ConfigError(
-            f"{source} is a Hugging Face model directory", "init_from", "train it first: llmtrain finetune"
-        )
-    path = resolve(Path(source))
+    """Load a run, a checkpoint or a foreign model for use."""
+    located = locate(source, context.allow_bin)
+    if is_foreign(located):
+        return open_foreign(located, context, device)
+    path = resolve(located)
     config = read_config(path, context)
     tokenizer = read_tokenizer(path)
     assert config.model is not None
@@ -102,22 +111,39 @@ def open_checkpoint(source: str, context: Context, device: torch.device) -> Chec
         objective = build_objective(config.objective, config.data, context.builders)
     model = build_model(config.model, objective.build_head, context.builders)
     materialise(model, device)
-    load_weights(model, saved_weights(path), path)
+    load_weights(model, checkpoint_weights(path, config, context), path)
     model.eval()
     return Checkpointed(path, config, tokenizer, objective, task, model)
 
 
+def open_foreign(path: Path, context: Context, device: torch.device) -> Checkpointed:
+    """Load a model that was made elsewhere for use, with the head that predicts text.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    found = read_foreign(path, context.allow_bin)
+    config = imported_config(found, path)
+    objective = build_objective(config.objective, config.data, context.builders)
+    model = build_model(found.config, objective.build_head, context.builders)
+    materialise(model, device)
+    taken = found.tensors.keys() & dict(model.named_parameters()).keys()
+    load_weights(model, found.tensors, path, taken)
+    model.eval()
+    return Checkpointed(path, config, found.tokenizer, objective, None, model)
+
+
 def open_pretrained(source: str, context: Context) -> Pretrained:
-    """Open a run directory, a checkpoint or a Hugging Face model directory to start a training from."""
-    folder = Path(source).expanduser()
-    if is_hf_directory(folder):
-        found = read_hf(folder)
-        return Pretrained(folder, found.config, found.tokenizer, lambda: found.tensors, found.unknown)
-    path = resolve(folder, others="; or a Hugging Face model directory (nothing is downloaded)")
+    """Open a run, a checkpoint or a foreign model to start a training from."""
+    located = locate(source, context.allow_bin)
+    if is_foreign(located):
+        found = read_foreign(located, context.allow_bin)
+        return Pretrained(located, found.config, found.tokenizer, lambda: found.tensors, found.unknown)
+    path = resolve(located, others="; or a Hugging Face model directory, a .gguf file, a name on the hub")
     config = read_config(path, context)
     assert config.model is not None
     tokenizer = read_tokenizer(path)
-    return Pretrained(path, config.model, tokenizer, lambda: saved_weights(path), [])
+    return Pretrained(path, config.model, tokenizer, lambda: checkpoint_weights(path, config, context), [])
 
 
 def compare_tokenizers(pretrained: Pretrained, tokenizer: Tokenizer) -> list[str]:
@@ -148,6 +174,52 @@ def saved_weights(checkpoint: Path) -> SavedWeights:
     return SavedWeights(checkpoint, MODEL_PREFIX)
 
 
+def checkpoint_weights(
+    checkpoint: Path, config: TrainingConfig, context: Context
+) -> SavedWeights | MergedWeights:
+    """The parameters of the model that a checkpoint stands for: adapters are folded into their base.
+
+    Raises:
+        ConfigError: the base is gone, or has changed.
+    """
+    own = saved_weights(checkpoint)
+    if not isinstance(config.adapt, LoRAConfig):
+        return own
+    record = read_base(checkpoint)
+    return MergedWeights(
+        open_pretrained(record.path, context).weights(), own, config.adapt.scale, record.carried
+    )
+
+
+def open_base(
+    config: TrainingConfig,
+    pretrained: Pretrained | None,
+    found: Path | None,
+    context: Context,
+    carried: tuple[str, ...],
+) -> Base | None:
+    """The model that adapters are to learn for; None where there are none.
+
+    Args:
+        config: of the run.
+        pretrained: what a new run starts from; not looked at where a run goes on.
+        found: the checkpoint that the run goes on from, which names its base.
+        context: surroundings.
+        carried: names of the parameters that a new run takes over start so.
+
+    Raises:
+        ConfigError: the base is gone, or has changed.
+    """
+    if config.adapt is None:
+        return None
+    if found is not None:
+        record = read_base(found)
+        return Base(record, open_pretrained(record.path, context).weights())
+    assert pretrained is not None
+    path = str(pretrained.path.absolute())
+    return Base(BaseRecord(path, weights_digest(pretrained.path), carried), pretrained.weights())
+
+
 def start_from(
     pretrained: Pretrained, model: Assembled, names: Set[str], carried: tuple[str, ...] = ("",)
 ) -> list[str]:
@@ -169,11 +241,16 @@ def start_from(
     fitting = {key for key in weights.shapes if key in names and key.startswith(carried)}
     load_weights(model, weights, pretrained.path, fitting, required=("backbone.",))
     told = {
-        f"not in {name}, drawn anew": sorted(names - fitting),
+        f"not in {name}, drawn anew": sorted(one for one in names - fitting if not is_adapter(one)),
         f"not used of {name}": sorted(weights.shapes.keys() - fitting),
         f"unknown in {name}": pretrained.unknown,
     }
     return [f"{what}: {', '.join(keys)}" for what, keys in told.items() if keys]
+
+
+def load_base(model: Assembled, base: Base, names: Set[str]) -> None:
+    """Copy the parameters of these names from the base of adapters into the part of a model that is here."""
+    load_weights(model, base.weights, Path(base.record.path), names, required=())
 
 
 def load_weights(
@@ -190,7 +267,7 @@ def load_weights(
         weights: for it.
         where: they come from, for the message.
         taken: names of those that are copied. Default: all, and each must have its parameter.
-        required: parameters whose names start so must be there.
+        required: parameters whose names start so must be there, but for adapters.
 
     Raises:
         ConfigError: one that is required is missing, or shapes differ.
@@ -200,7 +277,7 @@ def load_weights(
     wrong = [
         name
         for name, parameter in wanted.items()
-        if (name not in shapes and name.startswith(required))
+        if (name not in shapes and name.startswith(required) and not is_adapter(name))
         or (name in shapes and shapes[name] != parameter.shape)
     ]
     if taken is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmtrain.data.sources import SOURCES
-from llmtrain.data.tokenizer import TOKENIZERS
+from llmtrain.data.tokenizer_build import TOKENIZERS
 from llmtrain.model.build import MODELS
 from llmtrain.objective.build import OBJECTIVES
 from llmtrain.optim.optimizer import OPTIMIZERS
@@ -37,12 +37,14 @@ class Context:
         registry: knows the config classes, those of plugins included.
         builders: config class -> builder, those of plugins included.
         stop: set by signals.
+        allow_bin: open PyTorch's own files of foreign models, where there are no safetensors.
     """
 
     run: RunDirectory | None
     registry: Registry
     builders: dict[type, Any]
     stop: StopFlag
+    allow_bin: bool = False
 
     @property
     def directory(self) -> RunDirectory:

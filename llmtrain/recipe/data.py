@@ -7,14 +7,19 @@ from collections.abc import Iterator
 
 import torch
 
+from llmtrain.data.loader import Rows
+from llmtrain.data.mixture import MixedRows
+from llmtrain.data.pairs import PairRows
 from llmtrain.data.prepare import Prepared, prepare
 from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.objective.build import PretrainingObjective
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.terminal import preparation_progress
 from llmtrain.schema.data import DataConfig
 from llmtrain.schema.tokenizer import TokenizerConfig
 from llmtrain.utils import dist
 from llmtrain.utils.errors import Stopped
+from llmtrain.utils.seed import derive_seed
 
 
 @contextlib.contextmanager
@@ -54,3 +59,49 @@ def open_data(
             report=report,
         )
     return prepared
+
+
+def training_rows(objective: PretrainingObjective, prepared: Prepared, length: int, seed: int) -> Rows:
+    """The rows to train on; those of a mixture in one stream.
+
+    Each source of a mixture has a seed of its own, so that its rows do not depend on the other sources.
+    """
+    if list(prepared.trains) == [""]:
+        return objective.rows(prepared.train, sequence_length=length, seed=seed, shuffle=True)
+    sources = {
+        name: objective.rows(
+            view, sequence_length=length, seed=derive_seed(seed, "source", name), shuffle=True
+        )
+        for name, view in prepared.trains.items()
+    }
+    return MixedRows(sources, prepared.weights)
+
+
+def validation_rows(
+    objective: PretrainingObjective, prepared: Prepared, length: int, seed: int
+) -> dict[str, Rows]:
+    """The rows to validate on, by the name of the text."""
+    return {
+        name: objective.rows(view, sequence_length=length, seed=seed, shuffle=False)
+        for name, view in prepared.validations.items()
+    }
+
+
+def row_notes(validations: dict[str, Rows]) -> list[str]:
+    """What the user should know of the rows to validate on."""
+    notes = []
+    for name, rows in validations.items():
+        if isinstance(rows, PairRows) and rows.note:
+            notes.append(f"{name}: {rows.note}" if name else rows.note)
+    return notes
+
+
+def mixture_lines(rows: Rows, steps: int, batch_size: int) -> list[str]:
+    """Share of each source of a mixture, and how often a training of so many steps reads it."""
+    if not isinstance(rows, MixedRows):
+        return []
+    epochs = rows.epochs(steps * batch_size)
+    return [
+        f"{name}: {100 * count / rows.shares.period:.4g} % of the rows, read {epochs[name]:.3g} times"
+        for name, count in zip(rows.names, rows.shares.counts, strict=True)
+    ]

@@ -6,14 +6,16 @@ import dataclasses
 
 from rich.table import Table
 
-from llmtrain.data.tokenizer import file_tokenizer
+from llmtrain.adapt.lora import add_adapters
+from llmtrain.data.tokenizer_build import file_tokenizer
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model
+from llmtrain.model.layers.lora import is_adapter
 from llmtrain.objective.build import build_objective
 from llmtrain.optim.optimizer import freeze, frozen_names
-from llmtrain.recipe.checkpointed import open_pretrained
+from llmtrain.recipe.checkpointed import CARRIED, open_base, open_pretrained
 from llmtrain.recipe.context import Context
-from llmtrain.recipe.finetune import adapted_model, data_line, read_examples, skipped
+from llmtrain.recipe.finetune import adapted_model, data_line, read_examples, skipped, training_rows
 from llmtrain.recipe.memory import state_bytes
 from llmtrain.recipe.resolve import (
     DEFAULT_EPOCHS,
@@ -27,11 +29,10 @@ from llmtrain.recipe.terminal import make_console
 from llmtrain.schema.parallel import Degrees, stage_blocks
 from llmtrain.schema.roots import FinetuneConfig, PretrainConfig, TrainingConfig
 from llmtrain.schema.tokenizer import (
-    BPETokenizer,
     BytesTokenizer,
     FileTokenizer,
     TokenizerConfig,
-    WordPieceTokenizer,
+    TrainedTokenizer,
 )
 from llmtrain.task.base import TaskKind
 from llmtrain.utils import dist
@@ -48,6 +49,9 @@ def dry_run(config: PretrainConfig, context: Context) -> int:
     sized = dataclasses.replace(config.model, vocab_size=vocab_size or 1)
     objective = build_objective(config.objective, config.data, context.builders)
     model = build_model(sized, objective.build_head, context.builders)
+    if config.adapt is not None:
+        add_adapters(model, config.adapt)
+        freeze(model, {name for name, _ in model.named_parameters() if not is_adapter(name)})
     table = Table(box=None, show_header=False)
     tokens = train.batch_size * train.sequence_length
     flops = model.flops_per_token(train.sequence_length, objective.labelled_share)
@@ -83,17 +87,23 @@ def dry_run_task(config: FinetuneConfig, context: Context) -> int:
     task = kind.build(settled, shape.causal)
     samples = task.encode(training.items, pretrained.tokenizer, limit, poll)
     model = build_model(shape, task.build_head, context.builders)
-    freeze(model, frozen_names(model, config.optim.freeze))
+    add_adapters(model, config.adapt)
+    base = open_base(config, pretrained, None, context, CARRIED)
+    given = set() if base is None else base.names({name for name, _ in model.named_parameters()})
+    freeze(model, frozen_names(model, config.optim.freeze) | given)
     degrees = resolve_layout(config, num_processes(config), shape, limit)
     share = head_in_blocks(model, task.labelled_share)
     learning = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    steps = total_steps(config.train, len(samples))
+    rows_per_epoch = training_rows(
+        config, task, samples, degrees, pretrained.tokenizer.fill_id
+    ).rows_per_epoch
+    steps = total_steps(config.train, rows_per_epoch)
     labels = list(getattr(settled, "labels", []))
     rows = {
         "data": data_line(settled, training, validation, samples),
         "labels": ", ".join(labels[:SHOWN_LABELS]) + (", ..." if len(labels) > SHOWN_LABELS else ""),
         **layout(config, degrees, model, share),
-        "length": f"{steps:,} steps, {len(samples) / config.train.batch_size:.1f} in an epoch",
+        "length": f"{steps:,} steps, {rows_per_epoch / config.train.batch_size:.1f} in an epoch",
         "parameters": f"{model.num_parameters():,}, {learning:,} of them learn",
         "precision": resolve_precision(config.precision, pick_device(config.launch.device.value)).value,
         "metric": settled.metric,
@@ -154,7 +164,7 @@ def expected_vocab_size(config: TokenizerConfig) -> int | None:
     """Tokens of the tokenizer as far as they are known without the data."""
     if isinstance(config, BytesTokenizer):
         return 257
-    if isinstance(config, BPETokenizer | WordPieceTokenizer):
+    if isinstance(config, TrainedTokenizer):
         return config.vocab_size
     if isinstance(config, FileTokenizer):
         return file_tokenizer(config).vocab_size
@@ -165,11 +175,7 @@ def vocabulary(vocab_size: int | None, config: TokenizerConfig) -> str:
     """How many tokens, and how certain that is."""
     if vocab_size is None:
         return "known when the data is read"
-    return (
-        f"at most {vocab_size:,}"
-        if isinstance(config, BPETokenizer | WordPieceTokenizer)
-        else f"{vocab_size:,}"
-    )
+    return f"at most {vocab_size:,}" if isinstance(config, TrainedTokenizer) else f"{vocab_size:,}"
 
 
 def length(config: PretrainConfig, tokens_per_step: int) -> str:

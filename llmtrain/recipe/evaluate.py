@@ -18,21 +18,20 @@ from llmtrain.data.lines import require_file
 from llmtrain.data.loader import evaluation_batches
 from llmtrain.data.store import View
 from llmtrain.data.tokenizer import Tokenizer
-from llmtrain.engine.evaluate import evaluate
+from llmtrain.engine.evaluate import Measured, evaluate, merge
 from llmtrain.metrics.summary import typed_path
 from llmtrain.objective.build import build_objective
 from llmtrain.parallel.layout import Replicated
 from llmtrain.parallel.mesh import Mesh
 from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
 from llmtrain.recipe.context import Context
-from llmtrain.recipe.data import open_data
+from llmtrain.recipe.data import open_data, row_notes
 from llmtrain.recipe.examples import examples_identity, read_examples
 from llmtrain.recipe.predict import as_trained, output_file, require_task, warn
-from llmtrain.recipe.pretrain import notes
 from llmtrain.recipe.resolve import resolve_precision
 from llmtrain.recipe.scoring import TaskData, measure, print_tables, score, write_predictions
 from llmtrain.recipe.terminal import make_console
-from llmtrain.schema.data import DataConfig
+from llmtrain.schema.data import DataConfig, MixtureData
 from llmtrain.schema.parallel import Degrees
 from llmtrain.schema.roots import EvaluateConfig, FinetuneConfig, PretrainConfig
 from llmtrain.task.base import Examples, TaskKind
@@ -60,6 +59,9 @@ def evaluate_task(
         raise ConfigError(
             "a fine-tuned model is evaluated on examples, not on a text", "data", "give paths=[FILE]"
         )
+    if task.output is None and config.output is not None:
+        fix = "leave output out; llmtrain generate prompts=FILE chat=true writes answers"
+        raise ConfigError("there are no predictions: answers are scored as they stand", "output", fix)
     output = output_file(config.output)
     kind: TaskKind = context.builders[type(trained.task)]
     if config.paths:
@@ -137,32 +139,31 @@ def evaluate_text(
     length = row_length(config, loaded)
     data = data_to_evaluate(config, trained)
     objective = build_objective(trained.objective, data, context.builders)
-    rows = objective.rows(
-        text_to_evaluate(config, context, loaded, data),
-        sequence_length=length,
-        seed=trained.run.seed,
-        shuffle=False,
-    )
-    for note in notes(rows):
+    texts = {
+        name: objective.rows(view, sequence_length=length, seed=trained.run.seed, shuffle=False)
+        for name, view in texts_to_evaluate(config, context, loaded, data).items()
+    }
+    for note in row_notes(texts):
         print(f"warning: {note}", file=sys.stderr)
     precision = resolve_precision(config.precision, device)
     predicted = Predicted(loaded.tokenizer)
-    measured = evaluate(
-        Replicated(loaded.model, Mesh.here(Degrees(), device), precision.value),
-        objective,
-        predicted.watch(evaluation_batches(rows, config.batch_size, 0, 1)),
-        lambda: bool(context.stop.exit_code),
-    )
-    if measured is None:
-        return context.stop.exit_code
-    loss = measured.stats["loss"]
-    report: dict[str, object] = {"checkpoint": str(loaded.path), **measured.stats}
+    layout = Replicated(loaded.model, Mesh.here(Degrees(), device), precision.value)
+    parts: dict[str, Measured] = {}
+    for name, rows in texts.items():
+        batches = predicted.watch(evaluation_batches(rows, config.batch_size, 0, 1))
+        measured = evaluate(layout, objective, batches, lambda: bool(context.stop.exit_code))
+        if measured is None:
+            return context.stop.exit_code
+        parts[name] = measured
+    stats, counts = merge(objective, parts)
+    loss = stats["loss"]
+    report: dict[str, object] = {"checkpoint": str(loaded.path), **stats}
     if trained.objective.causal:
         report["perplexity"] = math.exp(min(loss, 700.0))
         report["bits_per_byte"] = loss * predicted.tokens / math.log(2) / max(1, predicted.bytes)
         report |= {"tokens": predicted.tokens, "bytes": predicted.bytes}
     else:
-        report |= {name: int(count) for name, count in measured.counts.items()}
+        report |= {name: int(count) for name, count in counts.items()}
     print_result({**report, "sequence_length": length})
     return 0
 
@@ -204,16 +205,26 @@ def row_length(config: EvaluateConfig, loaded: Checkpointed) -> int:
 def data_to_evaluate(config: EvaluateConfig, trained: PretrainConfig) -> DataConfig:
     """The given data, nothing held out, with documents isolated as in training; or the run's own data."""
     trained_on = trained.data
+    if config.data is None and trained.extra.get("imported"):
+        what = "the model was made elsewhere, and there is no text with it"
+        raise ConfigError(what, "data", "give a text: data=text data.paths=[file.txt]")
     if config.data is None:
         return trained_on
     isolate = config.data.isolate_documents or trained_on.isolate_documents
-    return dataclasses.replace(config.data, validation_fraction=0.0, isolate_documents=isolate)
+    given = dataclasses.replace(config.data, validation_fraction=0.0, isolate_documents=isolate)
+    if isinstance(given, MixtureData):
+        whole = {
+            name: dataclasses.replace(source, validation_fraction=0.0)
+            for name, source in given.sources.items()
+        }
+        given = dataclasses.replace(given, sources=whole)
+    return given
 
 
-def text_to_evaluate(
+def texts_to_evaluate(
     config: EvaluateConfig, context: Context, loaded: Checkpointed, data: DataConfig
-) -> View:
-    """Tokens of the given data, all of them, or of the run's own validation text.
+) -> dict[str, View]:
+    """Tokens of the given data, all of them, or of the run's own validation texts; by name.
 
     Raises:
         DataError: the run has no validation text.
@@ -221,12 +232,12 @@ def text_to_evaluate(
     prepared = open_data(data, loaded.tokenizer, loaded.config.run.seed, context)
     for warning in prepared.report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    view = prepared.train if config.data is not None else prepared.validation
-    if view is None:
+    views = prepared.trains if config.data is not None else prepared.validations
+    if not views:
         raise DataError(
             "the run has no validation text", str(loaded.path), "give a text: data=text data.paths=[file.txt]"
         )
-    return view
+    return views
 
 
 def print_result(result: dict[str, object]) -> None:

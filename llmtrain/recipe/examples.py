@@ -11,7 +11,7 @@ import numpy as np
 from llmtrain.data.fill import Poll
 from llmtrain.data.samples import Sample
 from llmtrain.data.tokenizer import Tokenizer
-from llmtrain.schema.task import QuestionAnsweringTask, TaskConfig
+from llmtrain.schema.task import GenerationTask, QuestionAnsweringTask, TaskConfig, TooLong
 from llmtrain.task.base import Examples, TaskKind, nothing_to_ask
 from llmtrain.task.files import task_paths
 from llmtrain.utils.errors import DataError
@@ -58,6 +58,15 @@ def cut_texts(config: TaskConfig, samples: Sequence[Sample], which: str = "") ->
         longest = max(len(sample.ids) + sample.cut for sample in cut)
         what, setting = "examples", f"train.sequence_length={max(len(sample.ids) for sample in cut)}"
     return [f"{which}{what} cut to {setting}: {len(cut):,}, the longest of {longest:,} tokens"]
+
+
+def left_out(config: TaskConfig, examples: Examples, samples: Sequence[Sample], which: str = "") -> list[str]:
+    """A warning where examples (`which` of them) have no sample, for want of room."""
+    missing = len(examples.items) - len({sample.number for sample in samples})
+    if not isinstance(config, GenerationTask) or not missing:
+        return []
+    why = "too long for" if config.too_long is TooLong.skip else "without the begin of an answer within"
+    return [f"{which}examples left out: {missing:,}, {why} train.sequence_length"]
 
 
 def unknown_share(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[str]:

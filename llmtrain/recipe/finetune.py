@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.data.examples import ExampleRows
+from llmtrain.data.examples import ExampleRows, PackedExamples
 from llmtrain.data.fill import Poll
 from llmtrain.data.samples import Sample
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.hooks import Evaluation, Evaluator
-from llmtrain.metrics.summary import task_commands, typed_path
+from llmtrain.metrics.summary import answer_commands, task_commands, typed_path
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.initialise import initialise
 from llmtrain.parallel.layout import Layout
-from llmtrain.recipe.checkpointed import CARRIED, Pretrained, open_pretrained, start_from
+from llmtrain.recipe.answers import show_answers
+from llmtrain.recipe.checkpointed import CARRIED, Pretrained, open_base, open_pretrained, start_from
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import stopped_together
-from llmtrain.recipe.examples import cut_texts, examples_identity, read_examples, unknown_share
+from llmtrain.recipe.examples import cut_texts, examples_identity, left_out, read_examples, unknown_share
 from llmtrain.recipe.resolve import micro_batch_size, resolve_layout
 from llmtrain.recipe.scoring import TaskData, measure, print_tables, score, write_predictions
 from llmtrain.recipe.terminal import make_console
@@ -29,7 +30,7 @@ from llmtrain.recipe.training import Work, check_same_data, train
 from llmtrain.schema.model import ModelConfig, TransformerConfig
 from llmtrain.schema.parallel import Degrees
 from llmtrain.schema.roots import FinetuneConfig
-from llmtrain.schema.task import TaskConfig
+from llmtrain.schema.task import GenerationTask, TaskConfig
 from llmtrain.task.base import Examples, Prediction, ScoreTable, Task, TaskKind
 from llmtrain.utils import dist
 from llmtrain.utils.errors import ConfigError
@@ -53,6 +54,7 @@ def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> W
     identity = examples_identity(config.task, pretrained.tokenizer)
     if found is not None:
         check_same_data(found, identity)
+    base = open_base(config, pretrained, found, context, CARRIED)
     config.model = adapted_model(pretrained.model, config)
     length = config.train.sequence_length
     kind: TaskKind = context.builders[type(config.task)]
@@ -63,16 +65,7 @@ def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> W
         task = kind.build(config.task, config.model.causal)
         samples = task.encode(training.items, pretrained.tokenizer, length, poll)
         to_validate = validation_data(config, degrees, task, validation, pretrained.tokenizer, poll)
-    rows = ExampleRows(
-        samples,
-        task.batch,
-        sequence_length=length,
-        batch_size=config.train.batch_size,
-        pad_id=pretrained.tokenizer.fill_id,
-        seed=config.run.seed,
-        multiple=degrees.tp,
-        one_length=degrees.pp > 1,
-    )
+    rows = training_rows(config, task, samples, degrees, pretrained.tokenizer.fill_id)
     run = context.directory
     return Work(
         verb="finetune",
@@ -80,7 +73,7 @@ def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> W
         tokenizer=pretrained.tokenizer,
         objective=task,
         rows=rows,
-        mean_length=float(rows.lengths.mean()),
+        mean_length=rows.mean_length,
         first_weights=lambda model, names: first_weights(model, names, pretrained, config),
         evaluator=task_evaluator(config, task, to_validate, run),
         identity=identity,
@@ -90,11 +83,33 @@ def task_work(config: FinetuneConfig, context: Context, found: Path | None) -> W
             *skipped("training", training),
             *skipped("validation", validation),
             *(cut_texts(config.task, to_validate.samples, "validation ") if to_validate else []),
+            *left_out(config.task, training, samples),
+            *(left_out(config.task, validation, to_validate.samples, "validation ") if to_validate else []),
             *unknown_share(samples, pretrained.tokenizer),
             *doubts(config.task, training, validation),
         ],
-        show_scores=lambda summary: show_scores(run, summary),
-        next_commands=task_commands,
+        show_scores=lambda summary: show_results(config, context, validation, summary),
+        next_commands=answer_commands if task.output is None else task_commands,
+        base=base,
+    )
+
+
+def training_rows(
+    config: FinetuneConfig, task: Task, samples: Sequence[Sample], degrees: Degrees, pad_id: int
+) -> ExampleRows | PackedExamples:
+    """The examples as rows: one in each, or as many as there is room for."""
+    length, seed = config.train.sequence_length, config.run.seed
+    if config.task.packs:
+        return PackedExamples(samples, task.batch, sequence_length=length, pad_id=pad_id, seed=seed)
+    return ExampleRows(
+        samples,
+        task.batch,
+        sequence_length=length,
+        batch_size=config.train.batch_size,
+        pad_id=pad_id,
+        seed=seed,
+        multiple=degrees.tp,
+        one_length=degrees.pp > 1,
     )
 
 
@@ -130,7 +145,7 @@ def validation_data(
     if not validation.items:
         return None
     length, size = config.train.sequence_length, evaluation_batch_size(config, degrees)
-    return TaskData.make(task, validation.items, tokenizer, length, size, poll, degrees.tp)
+    return TaskData.make(task, validation.items, tokenizer, length, size, poll, degrees.tp * degrees.cp)
 
 
 def evaluation_batch_size(config: FinetuneConfig, degrees: Degrees) -> int:
@@ -166,7 +181,8 @@ def task_evaluator(
 
             def keep() -> None:
                 if dist.rank() == 0:
-                    write_predictions(run.predictions, scored.predictions)
+                    if scored.predictions:
+                        write_predictions(run.predictions, scored.predictions)
                     tables = [dataclasses.asdict(table) for table in scored.tables]
                     write_json(run.scores, {"scores": scored.scores, "tables": tables})
 
@@ -177,13 +193,25 @@ def task_evaluator(
     return make
 
 
+def show_results(
+    config: FinetuneConfig, context: Context, validation: Examples, summary: dict[str, Any]
+) -> None:
+    """Print what was reached: scores, or some answers."""
+    show_scores(context.directory, summary)
+    if isinstance(config.task, GenerationTask) and summary["finished"]:
+        show_answers(config.task, validation.items, config.launch.device.value, context)
+
+
 def show_scores(run: RunDirectory, summary: dict[str, Any]) -> None:
     """Print the tables of the best evaluation, where its predictions are, and what is odd about them."""
     if run.scores.exists() and summary["best_step"] is not None:
         console = make_console()
-        text = f"\nbest evaluation, step {summary['best_step']:,}; predictions: {typed_path(run.predictions)}"
+        where = f"; predictions: {typed_path(run.predictions)}" if run.predictions.exists() else ""
+        text = f"\nbest evaluation, step {summary['best_step']:,}{where}"
         console.print(text, markup=False, soft_wrap=True)
         print_tables(console, [ScoreTable(**table) for table in read_json(run.scores)["tables"]])
+        if not run.predictions.exists():
+            return
         if answer := only_answer(read_json_lines(run.predictions)):
             hint = f"all predictions are {answer}: train longer (train.epochs), or with another optim.lr"
             console.print(f"\nhint: {hint}", markup=False, soft_wrap=True)
@@ -209,7 +237,7 @@ def only_answer(predictions: Sequence[Prediction]) -> str | None:
 def data_line(config: TaskConfig, training: Examples, validation: Examples, samples: Sequence[Sample]) -> str:
     """What there is to learn from; long examples may have been taken apart, or cut."""
     num, lengths = len(training.items), np.array([len(sample.ids) for sample in samples])
-    parts = f" ({len(lengths):,} parts)" if len(lengths) != num else ""
+    parts = f" ({len(lengths):,} parts)" if len(lengths) > num else ""
     told = (
         f"{num:,} examples{parts} to train on, {len(validation.items):,} to validate; "
         f"{lengths.mean():.1f} tokens on average, {lengths.max()} at most"

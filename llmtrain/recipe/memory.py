@@ -19,6 +19,9 @@ FROZEN_BYTES = 4
 SHARED = {Split.columns: 0, Split.lookup: 0, Split.vocabulary: 0, Split.rows: 1}
 """Dimension of a weight that tensor parallelism shares out; what else a plan names stays whole."""
 
+WHOLE = {Split.columns: "lora_A", Split.rows: "lora_B"}
+"""What of an adapter stays whole where the layer is shared out."""
+
 
 def state_bytes(model: Assembled, degrees: Degrees, blocks: Sequence[range]) -> list[int]:
     """Bytes of parameters, gradients and optimizer state in a process, for each place along the pipeline.
@@ -37,8 +40,9 @@ def state_bytes(model: Assembled, degrees: Degrees, blocks: Sequence[range]) -> 
     held: list[dict[int, int]] = [{} for _ in range(degrees.pp)]
     for name, parameter in model.named_parameters(remove_duplicate=False):
         stage = stage_of(name, blocks)
-        module = name.rpartition(".")[0]
-        shape, dim = list(parameter.shape), SHARED.get(splits.get(module, Split.whole))
+        module, _, leaf = name.rpartition(".")
+        split = splits.get(module, Split.whole)
+        shape, dim = list(parameter.shape), None if WHOLE.get(split) == leaf else SHARED.get(split)
         if dim is not None and dim < len(shape):
             shape[dim] //= degrees.tp
         shape[0] = -(-shape[0] // (degrees.dp_shard * degrees.cp))

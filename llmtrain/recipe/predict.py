@@ -43,6 +43,12 @@ def predict(config: PredictConfig, context: Context) -> int:
     device = pick_device(config.launch.device.value)
     loaded = open_checkpoint(config.init_from, context, device)
     task, trained = require_task(loaded)
+    if task.output is None:
+        raise ConfigError(
+            "the model answers in words, one after the other",
+            str(loaded.path),
+            "llmtrain generate prompts=FILE chat=true output=FILE answers the prompts of a file",
+        )
     output = output_file(config.output)
     kind: TaskKind = context.builders[type(trained.task)]
     questions = isinstance(trained.task, QuestionAnsweringTask)

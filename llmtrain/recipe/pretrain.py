@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 
 from llmtrain.data.loader import Rows, evaluation_batches
-from llmtrain.data.pairs import PairRows
 from llmtrain.data.prepare import Prepared
 from llmtrain.data.tokenizer import Tokenizer
-from llmtrain.engine.evaluate import evaluate
+from llmtrain.engine.evaluate import Measured, evaluate, merge
 from llmtrain.engine.hooks import Evaluation, Evaluator
 from llmtrain.metrics.summary import text_commands
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.initialise import initialise
 from llmtrain.objective.build import Objective, build_objective
 from llmtrain.parallel.layout import Layout
-from llmtrain.recipe.checkpointed import compare_tokenizers, open_pretrained, start_from
+from llmtrain.recipe.checkpointed import compare_tokenizers, open_base, open_pretrained, start_from
 from llmtrain.recipe.context import Context
-from llmtrain.recipe.data import open_data
-from llmtrain.recipe.resolve import micro_batch_size, resolve_model
+from llmtrain.recipe.data import mixture_lines, open_data, row_notes, training_rows, validation_rows
+from llmtrain.recipe.resolve import micro_batch_size, resolve_model, total_steps
 from llmtrain.recipe.training import Work, check_same_data, train
 from llmtrain.schema.roots import PretrainConfig
 
@@ -41,10 +40,13 @@ def text_work(config: PretrainConfig, context: Context, found: Path | None) -> W
     config.model = resolve_model(config.model, prepared.tokenizer.vocab_size)
     objective = build_objective(config.objective, config.data, context.builders)
     length, seed = config.train.sequence_length, config.run.seed
-    rows = objective.rows(prepared.train, sequence_length=length, seed=seed, shuffle=True)
-    validation = None
-    if prepared.validation is not None:
-        validation = objective.rows(prepared.validation, sequence_length=length, seed=seed, shuffle=False)
+    rows = training_rows(objective, prepared, length, seed)
+    validations = validation_rows(objective, prepared, length, seed)
+    steps = total_steps(config.train, rows.rows_per_epoch)
+    start = None
+    if config.adapt is not None and found is None:
+        assert config.init_from is not None
+        start = open_pretrained(config.init_from, context)
     return Work(
         verb="pretrain",
         model=config.model,
@@ -53,24 +55,22 @@ def text_work(config: PretrainConfig, context: Context, found: Path | None) -> W
         rows=rows,
         mean_length=length,
         first_weights=lambda model, names: first_weights(model, names, config, prepared.tokenizer, context),
-        evaluator=text_evaluator(config, objective, validation),
+        evaluator=text_evaluator(config, objective, validations),
         identity=prepared.identity(),
-        data_line=data_line(prepared),
-        warnings=[*prepared.report.warnings, *notes(validation)],
+        data_line=(f"\n{'':11}").join(
+            [data_line(prepared), *mixture_lines(rows, steps, config.train.batch_size)]
+        ),
+        warnings=[*prepared.report.warnings, *row_notes(validations)],
         next_commands=lambda path: text_commands(path, config.model.causal),
+        base=open_base(config, start, found, context, carried=("",)),
     )
-
-
-def notes(validation: Rows | None) -> list[str]:
-    """What the user should know of the rows to validate on."""
-    return [validation.note] if isinstance(validation, PairRows) and validation.note else []
 
 
 def data_line(prepared: Prepared) -> str:
     """What there is to learn from."""
-    validation = prepared.validation.num_tokens if prepared.validation else 0
+    train, validation = prepared.report.train_tokens, prepared.report.validation_tokens
     return (
-        f"{prepared.train.num_tokens:,} tokens to train on, {validation:,} to validate; "
+        f"{train:,} tokens to train on, {validation:,} to validate; "
         f"vocabulary {prepared.tokenizer.vocab_size:,}"
     )
 
@@ -87,23 +87,28 @@ def first_weights(
 
 
 def text_evaluator(
-    config: PretrainConfig, objective: Objective, validation: Rows | None
+    config: PretrainConfig, objective: Objective, validations: Mapping[str, Rows]
 ) -> Callable[[Layout], Evaluator | None]:
-    """Maker of the evaluation on the validation text."""
+    """Maker of the evaluation on the validation texts: on each, and on all of their labels together."""
 
     def make(layout: Layout) -> Evaluator | None:
-        if validation is None:
+        if not validations:
             return None
         size = config.eval.batch_size or micro_batch_size(config.train, config.parallel, layout.mesh.degrees)
 
         mesh = layout.mesh
 
         def evaluate_text(stopped: Callable[[], bool]) -> Evaluation | None:
-            batches = evaluation_batches(
-                validation, size, mesh.data_rank, mesh.degrees.data, config.eval.max_tokens
-            )
-            measured = evaluate(layout, objective, batches, stopped)
-            return None if measured is None else Evaluation(measured.stats, measured.counts)
+            parts: dict[str, Measured] = {}
+            for name, rows in validations.items():
+                batches = evaluation_batches(
+                    rows, size, mesh.data_rank, mesh.degrees.data, config.eval.max_tokens
+                )
+                measured = evaluate(layout, objective, batches, stopped)
+                if measured is None:
+                    return None
+                parts[name] = measured
+            return Evaluation(*merge(objective, parts))
 
         return evaluate_text
 

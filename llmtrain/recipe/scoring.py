@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,13 +90,15 @@ def measure(
     batch_size: int,
     stopped: Callable[[], bool],
 ) -> tuple[Measured, list[Prediction]] | None:
-    """Loss and predictions. Collective; every process gets all predictions. None where it was stopped."""
+    """Loss and predictions (none where the task keeps no output). Collective; every process gets all
+    predictions. None where it was stopped."""
     mesh = layout.mesh
     batches = evaluation_batches(data.rows, batch_size, mesh.data_rank, mesh.degrees.data)
     measured = evaluate(layout, task, batches, stopped, task.output)
     if measured is None:
         return None
-    assert measured.outputs is not None
+    if measured.outputs is None:
+        return measured, []
     outputs = measured.outputs[: len(data.samples)]
     outputs[data.rows.order(0)] = outputs.copy()
     return measured, task.decode(outputs, data.samples, data.examples)
@@ -104,6 +107,8 @@ def measure(
 def score(task: Task, measured: Measured, predictions: list[Prediction], data: TaskData) -> Scored:
     """Scores of predictions, the loss first."""
     scores = {"loss": measured.stats["loss"], **task.score(predictions, data.examples)}
+    if task.output is None:  # it predicts tokens, and is measured together with the loss
+        scores |= measured.stats | {"perplexity": math.exp(min(measured.stats["loss"], 700.0))}
     return Scored(predictions, scores, measured.counts, task.tables(predictions, data.examples))
 
 

@@ -15,10 +15,13 @@ from rich.table import Table
 from llmtrain.data.prepare import Progress
 from llmtrain.metrics.sinks import ConsoleLines, JsonLines, LivePanel, Sink
 from llmtrain.metrics.summary import summary_rows, typed_path
+from llmtrain.metrics.trackers import TensorBoard, WeightsAndBiases
 from llmtrain.schema.fields import Panel
+from llmtrain.schema.load import dump
 from llmtrain.schema.parallel import Degrees
 from llmtrain.schema.roots import FinetuneConfig, TrainingConfig
 from llmtrain.utils import dist
+from llmtrain.utils.io import read_json_lines
 from llmtrain.utils.run_directory import RunDirectory
 
 
@@ -86,7 +89,12 @@ def open_sinks(run: RunDirectory, config: TrainingConfig, state: dict[str, Any] 
     live = config.log.panel is Panel.live or (config.log.panel is Panel.auto and is_terminal())
     metric = config.task.metric if isinstance(config, FinetuneConfig) else "loss"
     console: Sink = LivePanel(run.path.name, metric) if live else ConsoleLines()
-    return [files, console]
+    sinks: list[Sink] = [files, console]
+    if config.log.tensorboard:
+        sinks.append(TensorBoard(run.tensorboard, step, run.config.read_text(encoding="utf-8")))
+    if config.log.wandb:
+        sinks.append(WeightsAndBiases(run.path, dump(config), read_json_lines(run.metrics)))
+    return sinks
 
 
 def announce(
@@ -97,15 +105,20 @@ def announce(
     data_line: str,
     weights: list[str],
     warnings: list[str],
-    num_parameters: int,
+    num_parameters: tuple[int, int],
     steps: int,
     state: dict[str, Any] | None,
 ) -> None:
-    """Tell what is about to run, and whether it goes on from a checkpoint."""
+    """Tell what is about to run, and whether it goes on from a checkpoint.
+
+    Of the parameters it is told how many there are, and (where not all do) how many of them learn.
+    """
     train = config.train
+    total, learning = num_parameters
+    learn = "" if learning == total else f", of which {learning:,} learn ({100 * learning / total:.2g} %)"
     lines = [
         f"data       {data_line}",
-        f"model      {num_parameters:,} parameters, {config.precision.value}, compile {config.compile.value}",
+        f"model      {total:,} parameters{learn}, {config.precision.value}, compile {config.compile.value}",
         f"training   {steps:,} steps of {train.batch_size} x {train.sequence_length} tokens at most "
         + ("on one process" if degrees.world == 1 else f"on {degrees.world} processes ({degrees})"),
     ]
@@ -130,6 +143,7 @@ def print_summary(
     summary: dict[str, Any],
     show_scores: Callable[[dict[str, Any]], None],
     next_commands: Callable[[str], list[str]],
+    notes: list[str],
 ) -> None:
     """A table of what was reached, what the task shows besides, and what one may want to type next."""
     console = make_console()
@@ -140,6 +154,8 @@ def print_summary(
     console.print(f"\n{run.path}: {state}", style="bold", markup=False, soft_wrap=True)
     console.print(table)
     show_scores(summary)
+    for note in notes:
+        console.print(f" {note}", soft_wrap=True, markup=False, highlight=False)
     if summary["finished"]:
         length = f"a greater length (now {summary['total_steps']:,} steps)"
         more = "a greater eval.patience" if summary["ended_early"] else length

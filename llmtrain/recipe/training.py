@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from llmtrain.adapt.lora import add_adapters
 from llmtrain.checkpoint.read import read_state
 from llmtrain.checkpoint.state import training_tensors
 from llmtrain.checkpoint.store import CheckpointStore
@@ -20,6 +21,7 @@ from llmtrain.engine.hooks import CheckpointHook, EvaluateHook, Evaluator, LogHo
 from llmtrain.engine.step import Step
 from llmtrain.metrics.sinks import Sink
 from llmtrain.metrics.throughput import Throughput
+from llmtrain.metrics.trackers import check_packages
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model
 from llmtrain.model.compile import compile_blocks
@@ -29,6 +31,8 @@ from llmtrain.optim.schedule import Schedule
 from llmtrain.parallel.apply import lay_out
 from llmtrain.parallel.layout import Layout
 from llmtrain.parallel.mesh import Mesh
+from llmtrain.recipe.adapters import BASE, Base
+from llmtrain.recipe.checkpointed import load_base
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.resolve import (
     head_in_blocks,
@@ -38,7 +42,9 @@ from llmtrain.recipe.resolve import (
     resolve_precision,
     total_steps,
 )
+from llmtrain.recipe.samples import why_no_samples
 from llmtrain.recipe.terminal import announce, open_sinks, print_summary
+from llmtrain.recipe.watching import report_run, watching_hooks
 from llmtrain.schema.fields import ActivationCheckpointing, Compile
 from llmtrain.schema.model import ModelConfig
 from llmtrain.schema.roots import TrainingConfig
@@ -70,6 +76,7 @@ class Work:
         warnings: for the user.
         show_scores: called on rank 0 at the end, with the summary.
         next_commands: what one may want to type after the run, given its quoted path.
+        base: the model that adapters learn for, where there are any.
     """
 
     verb: str
@@ -86,6 +93,7 @@ class Work:
     warnings: list[str] = field(default_factory=list)
     show_scores: Callable[[dict[str, Any]], None] = lambda summary: None
     next_commands: Callable[[str], list[str]] = lambda path: []
+    base: Base | None = None
 
 
 MakeWork = Callable[[Any, Context, Path | None], Work]
@@ -114,6 +122,7 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
     Returns:
         the engine, its work, and the number of parameters of the whole model.
     """
+    check_packages(config.log)
     device = pick_device(config.launch.device.value)
     notes: list[dict[str, Any]] = []
     store = CheckpointStore(
@@ -128,11 +137,14 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
     micro = micro_batch_size(config.train, config.parallel, mesh.degrees)
     steps = total_steps(config.train, work.rows.rows_per_epoch)
     model = build_model(work.model, work.objective.build_head, context.builders)
+    add_adapters(model, config.adapt)
     flops = model.flops_per_token(round(work.mean_length), work.objective.labelled_share)
     decide(config, context, work, device, flops * steps * config.train.batch_size * work.mean_length)
     num_parameters, names = model.num_parameters(), {name for name, _ in model.named_parameters()}
-    num_blocks = len(model.backbone.blocks)
-    frozen = frozen_names(model, config.optim.freeze)
+    num_blocks, head = len(model.backbone.blocks), type(model.head)
+    given = set() if work.base is None else work.base.names(names)
+    frozen = frozen_names(model, config.optim.freeze) | given
+    learning = sum(one.numel() for name, one in model.named_parameters() if name not in frozen)
     if config.compile is Compile.always:
         compile_blocks(model)
     head_share = head_in_blocks(model, work.objective.labelled_share)
@@ -141,8 +153,11 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
     freeze(model, frozen)
     optimizer = build_optimizer(config.optim, model, context.builders, num_blocks)
 
-    state, tensors = None, training_tensors(layout.parameters, optimizer)
+    own = {name: one for name, one in layout.parameters.items() if name not in given}
+    state, tensors = None, training_tensors(own, optimizer)
     if found is not None:
+        if work.base is not None:
+            load_base(model, work.base, given)
         state = store.load(found, tensors)
     weights = work.first_weights(model, names) if state is None else []
     sinks = open_sinks(context.directory, config, state)
@@ -153,8 +168,8 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
         mesh.degrees,
         work.data_line,
         weights,
-        work.warnings,
-        num_parameters,
+        [*work.warnings, *why_no_samples(config.log, layout, head)],
+        (num_parameters, learning),
         steps,
         state,
     )
@@ -163,6 +178,10 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
     step.settle(work.rows.collate([work.rows.filler()] * micro))
     throughput = Throughput(flops, lambda: all_peak_flops(device, layout.precision))
     hooks = make_hooks(config, work, layout, tensors, store)
+    positions = work.model.max_positions
+    hooks[1:1] = watching_hooks(
+        config, context.directory, layout, head, names, work.tokenizer, work.rows, positions
+    )
     engine = assemble(config, context, work.rows, step, micro, throughput, steps, state, sinks, hooks)
     return engine, work, num_parameters
 
@@ -212,10 +231,16 @@ def make_hooks(
         config.checkpoint.best,
         store,
         tensors,
-        {"config.yaml": config_text(work.verb, config), **work.tokenizer.files()},
+        checkpoint_texts(config, work),
         {"layout": asdict(layout.mesh.degrees), "data": dict(work.identity)},
     )
     return [*hooks, saving]
+
+
+def checkpoint_texts(config: TrainingConfig, work: Work) -> dict[str, str]:
+    """The files of a checkpoint besides tensors and state."""
+    texts = {"config.yaml": config_text(work.verb, config), **work.tokenizer.files()}
+    return texts if work.base is None else texts | {BASE: work.base.record.text()}
 
 
 def assemble(
@@ -300,4 +325,5 @@ def finish(
         "compile": config.compile.value,
     }
     write_json(context.directory.summary, summary)
-    print_summary(context.directory, summary, work.show_scores, work.next_commands)
+    notes = report_run(context.directory)
+    print_summary(context.directory, summary, work.show_scores, work.next_commands, notes)

@@ -151,11 +151,16 @@ class LaunchConfig:
     without a new checkpoint in between, 0 never. Errors that a worker tells of end the run: they would come
     again."""
 
+    parallel_trials: int = 1
+    """Trials of a sweep (`-m`) that run at the same time; they share out the cores, and the GPUs where there
+    are as many."""
+
     def __post_init__(self) -> None:
         for key in ("num_processes", "threads"):
             value = getattr(self, key)
             require(value is None or value > 0, key, "must be greater than 0")
         require(self.max_restarts >= 0, "max_restarts", "must not be negative")
+        require(self.parallel_trials > 0, "parallel_trials", "must be greater than 0")
 
 
 @dataclass
@@ -211,8 +216,37 @@ class LogConfig:
     panel: Panel = Panel.auto
     """live draws one panel, lines prints one `key=value` line per report; auto draws on a terminal."""
 
+    tensorboard: bool = False
+    """Write TensorBoard event files to `tensorboard/` in the run directory (llmtrain[tensorboard])."""
+
+    wandb: bool = False
+    """Report to Weights & Biases (llmtrain[wandb]). Its own variables are honoured: WANDB_MODE=offline needs
+    no network, WANDB_PROJECT names the project; the key is read by wandb alone."""
+
+    sample_every: int = 0
+    """Steps between sample texts, which show what the model writes (or fills in) by then; 0 draws none."""
+
+    sample_prompts: list[str] = field(default_factory=list)
+    """Beginnings of the sample texts; for a model of masked tokens texts with [MASK]. Default: the start of a
+    document; a model of masked tokens fills the masks of validation text."""
+
+    sample_tokens: int = 60
+    """Tokens of a sample text at most."""
+
+    norms: bool = False
+    """Report the norms of the weights and of the gradients (before clipping) of each block with each line of
+    the log."""
+
+    profile: list[int] = field(default_factory=list)
+    """First and last step of which every operation is measured: a trace for chrome://tracing or Perfetto, and
+    a table, in `profile/` of the run directory."""
+
     def __post_init__(self) -> None:
         require(self.every > 0, "every", "must be greater than 0")
+        require(self.sample_every >= 0, "sample_every", "must not be negative")
+        require(self.sample_tokens > 0, "sample_tokens", "must be greater than 0")
+        right = len(self.profile) == 2 and 0 < self.profile[0] <= self.profile[1]
+        require(not self.profile or right, "profile", "is first and last step, such as [10,13]")
 
 
 @dataclass
@@ -234,6 +268,15 @@ class SampleConfig:
     top_p: float = 1.0
     """Draw among the likeliest tokens that together reach this probability (nucleus sampling)."""
 
+    min_p: float = 0.0
+    """Draw among tokens at least this many times as likely as the likeliest; 0 draws among all."""
+
+    repetition_penalty: float = 1.0
+    """Makes tokens that stand in prompt or text already less likely; 1 leaves them alone, 1.1 is usual."""
+
+    stop: list[str] = field(default_factory=list)
+    """Texts that end a sample; they are cut off, with what follows."""
+
     seed: int = 0
     """Seed of the draws."""
 
@@ -243,3 +286,6 @@ class SampleConfig:
         require(self.temperature >= 0, "temperature", "must not be negative")
         require(self.top_k is None or self.top_k > 0, "top_k", "must be greater than 0, or null")
         require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
+        require(0 <= self.min_p <= 1, "min_p", "must be between 0 and 1")
+        require(self.repetition_penalty > 0, "repetition_penalty", "must be greater than 0")
+        require("" not in self.stop, "stop", "must not hold an empty text")

@@ -245,8 +245,8 @@ def half_precision(case: Case) -> Refusal | None:
 
 
 def whole_rows(case: Case) -> Refusal | None:
-    """Heads of tasks take whole rows: their labels belong to rows, spans and words, not to tokens."""
-    if case.degrees.cp == 1 or not isinstance(case.config, FinetuneConfig):
+    """Heads of most tasks take whole rows: their labels belong to rows, spans and words, not to tokens."""
+    if case.degrees.cp == 1 or not isinstance(case.config, FinetuneConfig) or case.config.task.packs:
         return None
     what = f"{case.told('cp')} does not go with fine-tuning: the heads of tasks take whole rows"
     return Refusal(what, "parallel.cp", {"parallel.cp": [1]}, "give parallel=fsdp")

@@ -56,6 +56,33 @@ def is_group(name: str, hint: Any, registry: Registry) -> bool:
     return name in registry.groups and dataclasses.is_dataclass(strip_optional(hint)[0])
 
 
+def named_sections(hint: Any) -> type | None:
+    """The dataclass of `dict[str, dataclass]`: sections under names that the user gives; else None."""
+    if typing.get_origin(hint) is dict and dataclasses.is_dataclass(inner := typing.get_args(hint)[1]):
+        return typing.cast(type, inner)
+    return None
+
+
+def kinds_of_named(schema: type, registry: Registry) -> dict[str, type]:
+    """What such a section may be, by its `kind`: the choices of the config group that the dataclass belongs
+    to, but for those that have named sections of this dataclass themselves; the first stands for all that do
+    not say their kind."""
+    found: dict[str, type] = {}
+    for kinds in registry.groups.values():
+        for kind, one in kinds.items():
+            sections = [named_sections(hint) for hint in field_types(one).values()]
+            if issubclass(one, schema) and schema not in sections:
+                found[kind] = one
+    return found or {"": schema}
+
+
+def schema_of_named(schema: type, data: Any, registry: Registry) -> type | None:
+    """The dataclass of one such section; None where there is no such kind."""
+    choices = kinds_of_named(schema, registry)
+    first = next(iter(choices))
+    return choices.get(data.get("kind", first) if isinstance(data, dict) else first)
+
+
 def schema_of_kind(group: str, kind: Any, registry: Registry) -> type | None:
     """The dataclass behind a group's `kind`, or None where there is none."""
     return registry.groups[group].get(kind) if isinstance(kind, str) else None
@@ -149,7 +176,9 @@ def check_tree(
             continue
         hint = fields[name]
         bare, optional = strip_optional(hint)
-        if not dataclasses.is_dataclass(bare):
+        if (section := named_sections(bare)) is not None:
+            problems += check_named(section, value, registry, where, key)
+        elif not dataclasses.is_dataclass(bare):
             problems += check_value(key, value, hint, where)
         elif value is None and optional:
             continue
@@ -157,6 +186,22 @@ def check_tree(
             problems += check_group(name, value, registry, where, key, partial)
         else:
             problems += check_tree(typing.cast(type, bare), value, registry, where, key, partial)
+    return problems
+
+
+def check_named(schema: type, data: Any, registry: Registry, where: str, prefix: str) -> list[Problem]:
+    """Problems of sections under names of the user's."""
+    if not isinstance(data, dict):
+        return [Problem(f"{prefix} must be a section with names, not {data!r}", where)]
+    problems: list[Problem] = []
+    for name, value in data.items():
+        key = f"{prefix}.{name}"
+        inner = schema_of_named(schema, value, registry)
+        if inner is not None:
+            problems += check_tree(inner, value, registry, where, key)
+        else:
+            fix = suggest(str(value["kind"]), kinds_of_named(schema, registry))
+            problems.append(Problem(f"{key}.kind is {value['kind']!r}, which there is not", where, fix))
     return problems
 
 
@@ -201,7 +246,19 @@ def _construct(
         bare, _ = strip_optional(hint)
         value = data[name]
         key = f"{prefix}.{name}" if prefix else name
-        if value is not None and dataclasses.is_dataclass(bare):
+        if (section := named_sections(bare)) is not None:
+            values[name] = {
+                each: _construct(
+                    typing.cast(type, schema_of_named(section, inner, registry)),
+                    inner,
+                    registry,
+                    f"{key}.{each}",
+                    where,
+                    problems,
+                )
+                for each, inner in value.items()
+            }
+        elif value is not None and dataclasses.is_dataclass(bare):
             inner = typing.cast(type, bare)
             if is_group(name, hint, registry):
                 inner = typing.cast(type, schema_of_kind(name, value["kind"], registry))

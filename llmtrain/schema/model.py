@@ -6,7 +6,7 @@ that checks the rest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
@@ -39,6 +39,56 @@ class Activation(str, Enum):
     def gated(self) -> bool:
         """Whether one projection of the feed-forward layer opens and shuts another."""
         return self in (Activation.swiglu, Activation.geglu)
+
+
+class Scaling(str, Enum):
+    """How rotary frequencies are changed for rows longer than those of the first pretraining."""
+
+    none = "none"
+    linear = "linear"
+    llama3 = "llama3"
+    yarn = "yarn"
+
+
+@dataclass
+class RotaryScaling:
+    """Rotary frequencies of models that were made for longer rows after their first pretraining."""
+
+    method: Scaling = Scaling.none
+    """linear: all frequencies are divided (Chen et al. 2023); llama3: only the low ones (Llama 3.1); yarn:
+    the low ones, and attention gets sharper (Peng et al. 2023)."""
+
+    factor: float = 1.0
+    """Frequencies are divided by it: how many times longer rows have become."""
+
+    original_positions: int = 8192
+    """llama3, yarn: longest row of the first pretraining, in tokens."""
+
+    low_frequency: float = 1.0
+    """llama3: a frequency with fewer turns than this in the original rows is divided."""
+
+    high_frequency: float = 4.0
+    """llama3: a frequency with more turns than this in the original rows is kept."""
+
+    beta_fast: float = 32.0
+    """yarn: a frequency with more turns than this in the original rows is kept."""
+
+    beta_slow: float = 1.0
+    """yarn: a frequency with fewer turns than this in the original rows is divided."""
+
+    attention_factor: float | None = None
+    """yarn: factor on queries and on keys. Default: 0.1 ln(factor) + 1."""
+
+    def __post_init__(self) -> None:
+        require(self.factor >= 1, "factor", "must be at least 1")
+        require(self.original_positions > 0, "original_positions", "must be greater than 0")
+        require(0 < self.low_frequency < self.high_frequency, "low_frequency", "must be below high_frequency")
+        require(0 < self.beta_slow < self.beta_fast, "beta_slow", "must be below beta_fast")
+        require(
+            self.attention_factor is None or self.attention_factor > 0,
+            "attention_factor",
+            "must be greater than 0",
+        )
 
 
 @dataclass
@@ -80,6 +130,9 @@ class TransformerConfig(ModelConfig):
     dim: int = 768
     """Width of the residual stream."""
 
+    head_dim: int | None = None
+    """Width of an attention head. Default: dim / num_heads."""
+
     hidden_dim: int | None = None
     """Width of the feed-forward layer. Default: 4 x dim (gated: 8/3 x dim, rounded up to 64)."""
 
@@ -88,6 +141,9 @@ class TransformerConfig(ModelConfig):
 
     rotary_theta: float = 10000.0
     """Base of the rotary frequencies."""
+
+    rotary_scaling: RotaryScaling = field(default_factory=RotaryScaling)
+    """Frequencies for longer rows than those of the first pretraining."""
 
     norm: Norm = Norm.layernorm
     """Normalisation layer."""
@@ -101,6 +157,15 @@ class TransformerConfig(ModelConfig):
     bias: bool = True
     """Biases in linear layers and layer norms."""
 
+    qkv_bias: bool | None = None
+    """Biases of queries, keys and values (Qwen2 has no others). Default: as bias."""
+
+    out_bias: bool | None = None
+    """Bias of the projection that ends attention. Default: as bias."""
+
+    query_key_norm: bool = False
+    """Normalise the query and the key of each head before they are rotated (RMSNorm, as in Qwen3)."""
+
     dropout: float = 0.0
     """Dropout on embeddings, attention weights and residual branches."""
 
@@ -111,18 +176,24 @@ class TransformerConfig(ModelConfig):
         super().__post_init__()
         for key in ("num_layers", "num_heads", "dim"):
             require(getattr(self, key) > 0, key, "must be greater than 0")
-        require(self.hidden_dim is None or self.hidden_dim > 0, "hidden_dim", "must be greater than 0")
+        for key in ("hidden_dim", "head_dim"):
+            require(getattr(self, key) is None or getattr(self, key) > 0, key, "must be greater than 0")
         require(
-            self.dim % self.num_heads == 0,
+            self.head_dim is not None or self.dim % self.num_heads == 0,
             "dim",
             f"must be a multiple of num_heads: {self.dim} is not a multiple of {self.num_heads}",
         )
         require(
-            self.position != Position.rotary or (self.dim // self.num_heads) % 2 == 0,
+            self.position != Position.rotary or self.head_width % 2 == 0,
             "position",
-            "rotary needs an even head width (dim / num_heads)",
+            "rotary needs an even head width (head_dim, or dim / num_heads)",
         )
         require(0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
+
+    @property
+    def head_width(self) -> int:
+        """Width of an attention head."""
+        return self.head_dim or self.dim // self.num_heads
 
     @property
     def feed_forward_dim(self) -> int:

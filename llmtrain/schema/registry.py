@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmtrain.schema import data, model, objective, optim, task, tokenizer
+from llmtrain.schema import adapt, data, model, objective, optim, task, tokenizer
 
 
 class Registry:
@@ -31,11 +31,13 @@ BUILTIN: dict[str, tuple[type, ...]] = {
         data.HuggingFaceData,
         data.PythonCodeData,
         data.PythonProseData,
+        data.MixtureData,
     ),
     "tokenizer": (
         tokenizer.BytesTokenizer,
         tokenizer.CharactersTokenizer,
         tokenizer.BPETokenizer,
+        tokenizer.UnigramTokenizer,
         tokenizer.WordPieceTokenizer,
         tokenizer.FileTokenizer,
     ),
@@ -43,9 +45,23 @@ BUILTIN: dict[str, tuple[type, ...]] = {
         task.ClassificationTask,
         task.TokenClassificationTask,
         task.QuestionAnsweringTask,
+        task.GenerationTask,
     ),
-    "optim": (optim.AdamWConfig,),
-    "schedule": (optim.ConstantSchedule, optim.LinearSchedule, optim.CosineSchedule),
+    "adapt": (adapt.LoRAConfig,),
+    "optim": (
+        optim.AdamWConfig,
+        optim.AdamConfig,
+        optim.SGDConfig,
+        optim.AdafactorConfig,
+        optim.LionConfig,
+    ),
+    "schedule": (
+        optim.ConstantSchedule,
+        optim.LinearSchedule,
+        optim.CosineSchedule,
+        optim.PolynomialSchedule,
+        optim.WSDSchedule,
+    ),
 }
 """The kinds that ship with llmtrain."""
 

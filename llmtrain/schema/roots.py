@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
+from llmtrain.schema.adapt import AdaptConfig
 from llmtrain.schema.data import DataConfig
 from llmtrain.schema.fields import (
     CheckpointConfig,
@@ -69,7 +71,14 @@ class TrainingConfig:
     """auto continues a run that is there; never refuses to; must refuses to start anew."""
 
     init_from: str | None = None
-    """Run or checkpoint directory, or a Hugging Face model directory, to take the first weights from."""
+    """What to take the first weights from: a run or checkpoint directory, a Hugging Face model directory, a
+    .gguf file, or a name on the Hugging Face hub (owner/name)."""
+
+    allow_bin: bool = False
+    """Open pytorch_model.bin where a foreign model has no safetensors; nothing but tensors is read of it."""
+
+    adapt: AdaptConfig | None = None
+    """Learn small adapters of the pretrained model (`adapt=lora`) and leave the model itself as it is."""
 
     extra: dict[str, Any] = field(default_factory=dict)
     """Free place for your own keys (`+extra.note=...`); llmtrain does not read it."""
@@ -129,7 +138,11 @@ class UseConfig:
     """What the verbs that use a finished checkpoint have."""
 
     init_from: str | None = None
-    """Run or checkpoint directory. A run means its best checkpoint, else its newest."""
+    """Run or checkpoint directory (a run means its best checkpoint, else its newest), a Hugging Face model
+    directory, a .gguf file, or a name on the Hugging Face hub (owner/name)."""
+
+    allow_bin: bool = False
+    """Open pytorch_model.bin where a foreign model has no safetensors; nothing but tensors is read of it."""
 
     run: RunConfig = field(default_factory=RunConfig)
     """Only the plugins are used."""
@@ -166,13 +179,42 @@ class EvaluateConfig(UseConfig):
 
 @dataclass
 class GenerateConfig(UseConfig):
-    """`llmtrain generate`: draw text from a checkpoint."""
+    """`llmtrain generate`: texts from a language model, to the terminal or to a file."""
 
     prompt: str = ""
     """Text to continue. Empty: start as at the start of a document."""
 
+    prompts: str | None = None
+    """File of prompts: .jsonl with prompt_key, else one a line; - reads lines of standard input."""
+
+    prompt_key: str = "prompt"
+    """Where in a line of a .jsonl file the prompt stands."""
+
+    chat: bool = False
+    """Take each prompt as what a user says, and write the answer, by the chat template of the tokenizer."""
+
+    system: str | None = None
+    """What the conversation starts with, with chat=true: who the model is, how it shall answer."""
+
+    output: str | None = None
+    """File to write the texts to, as JSON lines. Default: standard output."""
+
+    batch_size: int = 16
+    """Texts that are written at once."""
+
     sample: SampleConfig = field(default_factory=SampleConfig)
     """How tokens are drawn."""
+
+
+@dataclass
+class ChatConfig(UseConfig):
+    """`llmtrain chat`: talk with a language model, by the chat template of its tokenizer."""
+
+    system: str | None = None
+    """What the conversation starts with: who the model is, how it shall answer."""
+
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """How tokens are drawn; an answer has max_new_tokens at most."""
 
 
 @dataclass
@@ -191,21 +233,59 @@ class PredictConfig(UseConfig):
     """Examples at once."""
 
 
+class Format(str, Enum):
+    """Layout of a model directory."""
+
+    hf = "hf"
+    llmtrain = "llmtrain"
+    peft = "peft"
+
+
+class WeightFormat(str, Enum):
+    """Number format of weights in files."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 @dataclass
 class ConvertConfig:
-    """`llmtrain convert`: write a checkpoint as a Hugging Face model directory."""
+    """`llmtrain convert`: a checkpoint for other tools, or a model of other tools as a checkpoint."""
 
     source: str | None = None
-    """Run or checkpoint directory. A run means its best checkpoint, else its newest."""
+    """What is converted: a run or checkpoint directory (a run means its best checkpoint, else its newest), a
+    Hugging Face model directory, a .gguf file, or a name on the Hugging Face hub (owner/name)."""
 
     target: str | None = None
     """Directory to make; it must not be there yet."""
+
+    format: Format | None = None
+    """What is made: hf, a Hugging Face model directory; llmtrain, a checkpoint; peft, adapters for Hugging
+    Face's PEFT. Default: hf of what was trained here (peft, if it is adapters), else llmtrain."""
+
+    merge: bool = False
+    """Fold adapters into the model that they belong to, and write all of it."""
+
+    base: str | None = None
+    """Model that adapters of PEFT belong to. Default: the one that they name."""
+
+    dtype: WeightFormat = WeightFormat.fp32
+    """Number format of the weights of format=hf; a checkpoint is always fp32."""
+
+    shard_size: float = 5.0
+    """Size of one file of weights at most, in GB (10^9 bytes), for format=hf."""
+
+    allow_bin: bool = False
+    """Open pytorch_model.bin where a foreign model has no safetensors; nothing but tensors is read of it."""
 
     run: RunConfig = field(default_factory=RunConfig)
     """Only the plugins are used."""
 
     extra: dict[str, Any] = field(default_factory=dict)
     """Free place for your own keys."""
+
+    def __post_init__(self) -> None:
+        require(self.shard_size > 0, "shard_size", "must be greater than 0")
 
 
 ROOTS: dict[str, type] = {
@@ -215,6 +295,7 @@ ROOTS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "generate": GenerateConfig,
+    "chat": ChatConfig,
     "convert": ConvertConfig,
 }
 """The verbs that take a configuration."""
@@ -228,6 +309,7 @@ FROZEN: tuple[str, ...] = (
     "task",
     "dropout",
     "reinitialise",
+    "adapt",
     "data",
     "tokenizer",
     "optim",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 from llmtrain.schema.data import OnError
 from llmtrain.schema.fields import require
@@ -56,9 +57,41 @@ class AnswerNormalisation(str, Enum):
     cmrc = "cmrc"
 
 
+class ConversationFormat(str, Enum):
+    """How a file tells what is asked and what is answered."""
+
+    auto = "auto"
+    columns = "columns"
+    alpaca = "alpaca"
+    sharegpt = "sharegpt"
+    messages = "messages"
+
+
+class Turns(str, Enum):
+    """How a conversation becomes text."""
+
+    auto = "auto"
+    chat = "chat"
+    joined = "joined"
+
+
+class TooLong(str, Enum):
+    """What is done with an example that does not fit into a row."""
+
+    cut = "cut"
+    skip = "skip"
+    fail = "fail"
+
+
 @dataclass
 class TaskConfig:
-    """What all tasks share."""
+    """What all tasks share.
+
+    Attributes:
+        packs: several examples share a row, each token labelled by itself. Otherwise a row is one example.
+    """
+
+    packs: ClassVar[bool] = False
 
     kind: str = ""
     """Kind of task."""
@@ -255,3 +288,52 @@ class QuestionAnsweringTask(TaskConfig):
     def metrics(self) -> tuple[str, ...]:
         """Scores that `metric` may name."""
         return ("loss", "f1", "exact_match")
+
+
+@dataclass
+class GenerationTask(TaskConfig):
+    """Answers to what is asked, in one turn or several: instruction tuning of a decoder."""
+
+    packs: ClassVar[bool] = True
+
+    kind: str = "generation"
+    """Kind of task."""
+
+    metric: str = "loss"
+    """Score by which the best checkpoint is chosen: loss (lower is better), or accuracy (of tokens)."""
+
+    format: ConversationFormat = ConversationFormat.auto
+    """How files tell who says what: columns (a prompt and its completion), alpaca (instruction, input,
+    output), sharegpt (conversations of from and value, and tools), messages (of role and content). auto goes
+    by the fields of the first example of each file."""
+
+    prompt_column: str = "prompt"
+    """Field or column of the prompt, with format=columns."""
+
+    completion_column: str = "completion"
+    """Field or column of its completion."""
+
+    turns: Turns = Turns.auto
+    """chat writes conversations by the chat template of the tokenizer (or a plain one, where it has none);
+    joined puts a completion behind its prompt as it is. auto: joined for format=columns, else chat."""
+
+    system: str | None = None
+    """System message of conversations that have none. Default: none, or what the template adds by itself."""
+
+    too_long: TooLong = TooLong.cut
+    """What is done with an example of more than train.sequence_length tokens: cut its end, skip it, fail."""
+
+    samples: int = 3
+    """Prompts of the validation examples that are answered and printed after the training."""
+
+    sample_tokens: int = 128
+    """Tokens of such an answer at most."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.samples >= 0, "samples", "must not be negative")
+        require(self.sample_tokens > 0, "sample_tokens", "must be greater than 0")
+
+    def metrics(self) -> tuple[str, ...]:
+        """Scores that `metric` may name."""
+        return ("loss", "accuracy")

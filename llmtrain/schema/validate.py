@@ -14,9 +14,11 @@ from llmtrain.schema.model import ModelConfig
 from llmtrain.schema.optim import ConstantSchedule
 from llmtrain.schema.parallel import count_processes
 from llmtrain.schema.roots import (
+    ChatConfig,
     ConvertConfig,
     EvaluateConfig,
     FinetuneConfig,
+    GenerateConfig,
     PredictConfig,
     PrepareConfig,
     PretrainConfig,
@@ -55,6 +57,11 @@ def validate(verb: str, config: Any) -> list[Problem]:
         problems += _evaluate(config)
     if isinstance(config, PredictConfig):
         problems += _predict(config)
+    if isinstance(config, GenerateConfig):
+        problems += _generate(config)
+    if isinstance(config, ChatConfig) and config.sample.num_samples != 1:
+        fix = "leave sample.num_samples out"
+        problems.append(Problem("chat gives one answer at a time", "sample.num_samples", fix))
     if isinstance(config, ConvertConfig):
         problems += _convert(config)
     if isinstance(config, UseConfig):
@@ -131,6 +138,19 @@ def _finetune(config: FinetuneConfig) -> list[Problem]:
     return problems
 
 
+def _generate(config: GenerateConfig) -> list[Problem]:
+    """There is one place for the prompts to come from."""
+    problems = []
+    if config.prompt and config.prompts is not None:
+        what = "both prompt and prompts are given"
+        problems.append(Problem(what, "prompts", "give prompt=TEXT, or prompts=FILE"))
+    if config.system is not None and not config.chat:
+        problems.append(Problem("system is for conversations", "system", "give chat=true too"))
+    if config.batch_size <= 0:
+        problems.append(Problem("batch_size must be greater than 0", "batch_size", "give a positive number"))
+    return problems
+
+
 def _predict(config: PredictConfig) -> list[Problem]:
     """There is something to predict."""
     problems = []
@@ -146,7 +166,7 @@ def _predict(config: PredictConfig) -> list[Problem]:
 def _convert(config: ConvertConfig) -> list[Problem]:
     """It is said what to write, and where."""
     fixes = {
-        "source": "give source=RUN, a run directory such as runs/NAME, or a checkpoint directory",
+        "source": "give source=RUN, a run directory such as runs/NAME, or a model made elsewhere",
         "target": "give target=FOLDER, a directory to make",
     }
     return [

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from llmtrain.data.batch import Batch
 from llmtrain.data.fill import Poll
 from llmtrain.data.samples import PackedRow, Sample
 from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.model.assembled import Output
 from llmtrain.objective.build import Objective
 from llmtrain.schema.task import TaskConfig
 
@@ -77,10 +77,15 @@ class Task(Objective, Protocol):
 
     Attributes:
         config: with labels resolved, see `resolve`.
+        output: what `decode` needs of the head's scores, for each row: scores and batch -> (B, W) fp32, W the
+            same in every batch. None where the loss is all there is to measure.
     """
 
     @property
     def config(self) -> TaskConfig: ...
+
+    @property
+    def output(self) -> Output | None: ...
 
     def encode(
         self, examples: Sequence[Any], tokenizer: Tokenizer, length: int, poll: Poll = nothing_to_ask
@@ -96,9 +101,6 @@ class Task(Objective, Protocol):
 
     def batch(self, rows: Sequence[PackedRow], length: int, pad_id: int) -> Batch:
         """Rows (of one sample each, or none) as a batch of `length` tokens a row, with labels where known."""
-
-    def output(self, scores: Tensor, batch: Batch) -> Tensor:
-        """What `decode` needs of the head's scores, for each row: (B, W) fp32, W the same in every batch."""
 
     def decode(
         self, outputs: np.ndarray, samples: Sequence[Sample], examples: Sequence[Any]

@@ -7,12 +7,14 @@ from typing import Any
 
 from llmtrain.schema.task import (
     ClassificationTask,
+    GenerationTask,
     QuestionAnsweringTask,
     TaskConfig,
     TokenClassificationTask,
 )
 from llmtrain.task.base import Task, TaskKind
 from llmtrain.task.classification import ClassificationKind
+from llmtrain.task.generation import GenerationKind
 from llmtrain.task.question_answering import QuestionAnsweringKind
 from llmtrain.task.token_classification import TokenClassificationKind
 
@@ -20,6 +22,7 @@ TASKS: dict[type, TaskKind] = {
     ClassificationTask: ClassificationKind(),
     TokenClassificationTask: TokenClassificationKind(),
     QuestionAnsweringTask: QuestionAnsweringKind(),
+    GenerationTask: GenerationKind(),
 }
 """Kinds of tasks."""
 

@@ -12,6 +12,7 @@ from llmtrain.checkpoint.hf.bert import BERT_FAMILY
 from llmtrain.checkpoint.hf.families import family_named
 from llmtrain.checkpoint.hf.family import KeyTable
 from llmtrain.checkpoint.hf.read import is_hf_directory, read_hf
+from llmtrain.checkpoint.hf.tokenizer import read_tokenizer
 from llmtrain.data import wordpiece
 from llmtrain.data.batch import Batch
 from llmtrain.model.heads import MaskedNextHead, SampleHead
@@ -141,14 +142,14 @@ def test_shards_are_joined(saved):
         read_hf(saved)
     for bad in ({"a": "../model.safetensors"}, {"a": "model.bin"}, {}, []):
         index.write_text(json.dumps({"weight_map": bad}))
-        with pytest.raises(DataError, match="does not list safetensors"):
+        with pytest.raises(DataError, match="does not list safetensors files"):
             read_hf(saved)
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model_type": "t5"}, "known types: bert"),
+        ({"model_type": "t5"}, "known types: bert, gpt2, llama"),
         ({"hidden_act": "relu"}, "known are gelu, gelu_new"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type=absolute"),
         ({"is_decoder": True}, "is_decoder=False"),
@@ -182,7 +183,7 @@ def test_weights_must_fit_the_config(saved):
 
 def test_pickles_are_never_opened(saved):
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"no model\.safetensors"):
+    with pytest.raises(ConfigError, match=r"no model\.safetensors, only pytorch_model\.bin"):
         read_hf(saved)
 
 
@@ -225,8 +226,28 @@ def test_vocab_txt_gives_the_tokenizer_of_transformers(saved):
 
 def test_a_tokenizer_is_needed(saved):
     (saved / "vocab.txt").unlink()
-    with pytest.raises(ConfigError, match=r"neither tokenizer\.json nor vocab\.txt"):
+    with pytest.raises(ConfigError, match=r"neither tokenizer\.json nor vocab\.txt nor merges\.txt"):
         read_hf(saved)
+
+
+def test_vocab_and_merges_give_the_tokenizer_of_transformers(tmp_path):
+    import transformers
+    from tokenizers import pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, "th", "the", "\u0120the"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\n\u0120 the\n")
+    ours = read_tokenizer(tmp_path)
+    theirs = transformers.RobertaTokenizer.from_pretrained(tmp_path)
+    for text in ("the mask, the thing", "caf\u00e9  \u5317\n"):
+        assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+    marked = "the <mask> thing</s>"
+    assert ours.encode_marked(marked)[0].tolist() == theirs(marked, add_special_tokens=False)["input_ids"]
+    assert [ours.cls_id, ours.pad_id, ours.sep_id, ours.mask_id, ours.end_id] == [0, 1, 2, 4, 2]
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(DataError, match=r"vocab\.json and merges\.txt cannot be read"):
+        read_tokenizer(tmp_path)
 
 
 def test_a_tokenizer_must_fit_the_embedding(saved):
@@ -250,10 +271,10 @@ def test_key_table_goes_both_ways():
 
 
 def test_the_registry_names_what_it_knows():
-    assert family_named("bert", "here") is BERT_FAMILY
-    for unknown in ("gpt2", None, ["bert"]):
+    assert family_named({"model_type": "bert"}, "here") is BERT_FAMILY
+    for unknown in ("t5", None, ["bert"]):
         with pytest.raises(ConfigError, match="cannot be read"):
-            family_named(unknown, "here")
+            family_named({"model_type": unknown}, "here")
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,10 @@ from llmtrain.schema.roots import ROOTS
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FOLDERS = ConfigFolders((CONFIGS,))
 EXTRA = {
+    "adapt=lora": ["init_from=run"],
     "data=text": ["data.paths=[a.txt]"],
     "data=huggingface": ["data.name=who/what"],
+    "data=mixture": ["data.sources.a.paths=[a.txt]"],
     "task=classification/custom": ["task.paths=[a.tsv]"],
     "task=token_classification/custom": ["task.paths=[a.txt]"],
     "task=question_answering/custom": ["task.paths=[a.json]"],
@@ -33,6 +35,7 @@ EXTRA = {
 NEEDED = {
     "evaluate": ["init_from=run"],
     "generate": ["init_from=run"],
+    "chat": ["init_from=run"],
     "finetune": ["init_from=run", "task.paths=[a.tsv]"],
     "convert": ["source=run", "target=out"],
     "predict": ["init_from=run", "input=a.tsv"],
@@ -50,7 +53,7 @@ def targets() -> list[tuple[str, str]]:
 
 def words_of(verb: str, choice: str) -> list[str]:
     extra = EXTRA.get(choice, ["objective=mlm"] if choice.startswith("model=bert/") else [])
-    return [verb, *([choice] if choice else []), *extra, *NEEDED.get(verb, [])]
+    return list(dict.fromkeys([verb, *([choice] if choice else []), *extra, *NEEDED.get(verb, [])]))
 
 
 @pytest.mark.parametrize(("verb", "choice"), targets())

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from llmtrain.command.start import run_name
+from llmtrain.compose.compose import compose
 from llmtrain.utils.io import lock_descriptor
 
 Cli = Callable[..., Any]
@@ -122,6 +124,30 @@ def test_asking_for_what_was_decided_is_no_change(cli: Cli, begun: Path, tmp_pat
     _release(tmp_path)
     words = ["experiment=debug", "run.name=r"]
     assert cli("pretrain", *words, "precision=bf16", "model.vocab_size=257").executed
+
+
+def test_a_run_of_an_earlier_version_goes_on(cli: Cli, begun: Path, tmp_path: Path) -> None:
+    """What it did not know yet is at its default."""
+    for name in ("config.yaml", ".requested.yaml"):
+        old = yaml.safe_load((begun / name).read_text())
+        for section, key in (("model", "init_std"), ("objective", "z_loss"), ("data", "isolate_documents")):
+            del old[section][key]
+        (begun / name).write_text(yaml.safe_dump(old))
+    words = ["experiment=debug", "run.name=r"]
+    _release(tmp_path)
+    result = cli("pretrain", *words, "objective.z_loss=1e-4", "model.init_std=0.03")
+    assert result.code == 2
+    for line in ("objective.z_loss: 0.0 -> 0.0001", "model.init_std: 0.02 -> 0.03"):
+        assert line in result.err
+    assert cli("pretrain", *words).executed
+    assert not (begun / "events.jsonl").exists()  # nothing has changed
+
+
+def test_keys_at_their_defaults_do_not_name_a_run() -> None:
+    name = run_name(compose("pretrain", [])[0])
+    assert run_name(compose("pretrain", ["model.init_std=0.02", "objective.z_loss=0"])[0]) == name
+    for words in (["model.init_std=0.03"], ["objective=mlm", "model=bert/tiny"], ["optim=adam"]):
+        assert run_name(compose("pretrain", words)[0]).rpartition("-")[2] != name.rpartition("-")[2]
 
 
 def test_frozen_changes_are_refused_with_a_diff(cli: Cli, begun: Path, tmp_path: Path) -> None:

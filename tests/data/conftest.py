@@ -10,9 +10,10 @@ import pytest
 from llmtrain.data.corpus import Corpus, Document, HashFile, hash_texts
 from llmtrain.data.fill import fill
 from llmtrain.data.store import TokenStore
-from llmtrain.data.tokenizer import Tokenizer, bytes_tokenizer
+from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.data.tokenizer_build import bytes_tokenizer
 from llmtrain.data.writer import StoreWriter
-from llmtrain.schema.data import OnError
+from llmtrain.schema.data import DataConfig
 from llmtrain.schema.tokenizer import BytesTokenizer
 
 
@@ -52,7 +53,7 @@ def make_store(tmp_path: Path) -> MakeStore:
         path = tmp_path / f"store-{number}"
         tokenizer = tokenizer or bytes_tokenizer(BytesTokenizer())
         with StoreWriter(path.with_suffix(".partial"), tokenizer, {}, shard_tokens) as writer:
-            fill(writer, ListCorpus(texts), OnError.fail, max_tokens)
+            fill(writer, ListCorpus(texts), DataConfig(), max_tokens=max_tokens)
             writer.publish(path)
         return TokenStore.open(path)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from llmtrain.data import fill, writer
 from llmtrain.data.corpus import Corpus, Document, Source
 from llmtrain.data.prepare import Prepared, prepare
-from llmtrain.data.tokenizer import TOKENIZERS
+from llmtrain.data.tokenizer_build import TOKENIZERS
 from llmtrain.schema.data import DataConfig, OnError
 from llmtrain.schema.tokenizer import BPETokenizer
 from llmtrain.utils.errors import DataError

@@ -20,7 +20,7 @@ from llmtrain.data.prepare import Progress, prepare
 from llmtrain.data.rows import StreamRows
 from llmtrain.data.show import render_rows
 from llmtrain.data.store import TokenStore, whole
-from llmtrain.data.tokenizer import TOKENIZERS, bytes_tokenizer
+from llmtrain.data.tokenizer_build import TOKENIZERS, bytes_tokenizer
 from llmtrain.data.writer import StoreWriter
 from llmtrain.schema.data import Documents, OnError, TextData
 from llmtrain.schema.tokenizer import BPETokenizer, BytesTokenizer, CharactersTokenizer

@@ -158,9 +158,9 @@ def test_missing_files(tmp_path: Path) -> None:
         read(tmp_path / "empty")
     with pytest.raises(DataError, match="no text file matches"):
         read(str(tmp_path / "*.jsonl"))
-    (tmp_path / "a.csv").write_text("a")
+    (tmp_path / "a.pdf").write_text("a")
     with pytest.raises(DataError, match="kind of file is not known"):
-        read(tmp_path / "a.csv")
+        read(tmp_path / "a.pdf")
     with pytest.raises(DataError, match="no text is named"):
         read([])
 

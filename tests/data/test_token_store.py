@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmtrain.data.store import DamagedStore, TokenStore, View, split, whole
-from llmtrain.data.tokenizer import bpe_tokenizer, characters_tokenizer
+from llmtrain.data.tokenizer_build import bpe_tokenizer, characters_tokenizer
 from llmtrain.schema.tokenizer import BPETokenizer, CharactersTokenizer
 
 TEXTS = ["first", "zwölf \U0001f600", "x" * 50, "a", "last one"]

@@ -10,16 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from llmtrain.data import pieces
-from llmtrain.data.recognise import byte_vocab
-from llmtrain.data.tokenizer import (
-    END,
-    UNKNOWN,
-    Tokenizer,
-    bpe_tokenizer,
-    bytes_tokenizer,
-    characters_tokenizer,
-    file_tokenizer,
-)
+from llmtrain.data.recognise import UNKNOWN, byte_vocab
+from llmtrain.data.tokenizer import END, Tokenizer
+from llmtrain.data.tokenizer_build import bpe_tokenizer, bytes_tokenizer, characters_tokenizer, file_tokenizer
 from llmtrain.schema.tokenizer import BPETokenizer, BytesTokenizer, CharactersTokenizer, FileTokenizer
 from llmtrain.utils.errors import DataError
 

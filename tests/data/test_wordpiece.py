@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from llmtrain.data import pieces, wordpiece
 from llmtrain.data.prepare import prepare
-from llmtrain.data.tokenizer import (
-    Tokenizer,
-    bpe_tokenizer,
-    bytes_tokenizer,
-    file_tokenizer,
-    wordpiece_tokenizer,
-)
+from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.data.tokenizer_build import bpe_tokenizer, bytes_tokenizer, file_tokenizer, wordpiece_tokenizer
 from llmtrain.schema.data import TextData
 from llmtrain.schema.tokenizer import BPETokenizer, BytesTokenizer, FileTokenizer, WordPieceTokenizer
 from llmtrain.utils.errors import DataError
@@ -154,7 +149,7 @@ def test_training_is_deterministic_and_bounded() -> None:
     text = " ".join(f"{a}{b}{c}" for a in "thequick" for b in "brownfox" for c in "jumpedov") * 3 + SAMPLE * 3
     code = (
         "import sys\n"
-        "from llmtrain.data.tokenizer import wordpiece_tokenizer\n"
+        "from llmtrain.data.tokenizer_build import wordpiece_tokenizer\n"
         "from llmtrain.schema.tokenizer import WordPieceTokenizer\n"
         "text = sys.stdin.buffer.read().decode()\n"
         "made = wordpiece_tokenizer(WordPieceTokenizer(vocab_size=500), iter([text[:99], text[99:]]))\n"

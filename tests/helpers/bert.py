@@ -63,7 +63,7 @@ def copy_of(model: Any, build_head: Callable[[Backbone], Head], **changes: Any) 
     """Our model with the weights of theirs; every parameter must come from there."""
     ours = make_model(config(**changes), seed=1, build_head=build_head).eval()
     state = {key: Stored(value.shape, value.clone) for key, value in model.state_dict().items()}
-    tensors, unknown = translate(state, BERT_FAMILY)
+    tensors, unknown = translate(state, BERT_FAMILY, config(**changes), {})
     assert unknown == []
     pad_vocabulary(tensors, config(**changes), BERT_FAMILY)
     if not any(name.startswith("head.pooler") for name, _ in ours.named_parameters()):

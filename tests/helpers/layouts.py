@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmtrain.adapt.lora import add_adapters
 from llmtrain.data.batch import Batch
 from llmtrain.engine.evaluate import evaluate
 from llmtrain.engine.step import Step
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model
 from llmtrain.model.compile import compile_blocks
-from llmtrain.model.initialise import initialise
+from llmtrain.model.initialise import fill, initialise
 from llmtrain.optim.optimizer import build_optimizer, freeze, frozen_names
 from llmtrain.parallel.apply import lay_out
 from llmtrain.parallel.layout import Layout
@@ -156,6 +158,7 @@ def here(parallel: ParallelConfig) -> Mesh:
 def prepare(work: Work, how: Setup) -> Step:
     """A model in its layout with its first weights, and what trains it."""
     model = build_model(work.model, work.objective.build_head)
+    add_adapters(model, work.adapt)
     frozen, num_blocks = frozen_names(model, work.freeze), len(model.backbone.blocks)
     model.backbone.recompute = how.recompute
     if how.compiler is not None:
@@ -164,8 +167,17 @@ def prepare(work: Work, how: Setup) -> Step:
     freeze(model, frozen)
     optimizer = build_optimizer(AdamWConfig(lr=1e-3), model, num_blocks=num_blocks)
     initialise(model, 0)
+    fill_adapters(model)
     layout.start()
     return Step(layout, optimizer, work.objective, clip_norm=CLIP_NORM, seed=0)
+
+
+def fill_adapters(model: Assembled) -> None:
+    """Let adapters change something from the start: with B = 0 there would be no gradient of A."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            chooser = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            fill(parameter, torch.randn(parameter.shape, generator=chooser) / 10)
 
 
 def compile_with(compiler: str, model: Assembled) -> None:

@@ -15,15 +15,16 @@ from tests.helpers.tasks import SMALL
 TINY = ["train.steps=2", "precision=fp32", *SMALL]
 
 
-def context(run: Path | None = None) -> Context:
+def context(run: Path | None = None, allow_bin: bool = False) -> Context:
     if run is not None:
         run.mkdir(parents=True, exist_ok=True)
-    return Context(None if run is None else RunDirectory(run), builtin_registry(), BUILDERS, StopFlag())
+    directory = None if run is None else RunDirectory(run)
+    return Context(directory, builtin_registry(), BUILDERS, StopFlag(), allow_bin)
 
 
 def call(verb: str, *words: str, run: Path | None = None) -> int:
     (composed,) = compose(verb, words)
-    return RECIPES[verb](composed.config, context(run))
+    return RECIPES[verb](composed.config, context(run, getattr(composed.config, "allow_bin", False)))
 
 
 def pretrain(run: Path, text: Path, *words: str) -> Path:

@@ -16,10 +16,27 @@ from llmtrain.model.assembled import Output
 from llmtrain.objective.build import Objective
 from llmtrain.objective.causal import Causal
 from llmtrain.objective.mlm_nsp import MLMNSP
-from llmtrain.schema.model import Activation, BERTConfig, GPTConfig, ModelConfig, Norm, Position
+from llmtrain.schema.adapt import LoRAConfig
+from llmtrain.schema.model import (
+    Activation,
+    BERTConfig,
+    GPTConfig,
+    ModelConfig,
+    Norm,
+    Position,
+    RotaryScaling,
+    Scaling,
+)
 from llmtrain.schema.objective import MLMNSPConfig
-from llmtrain.schema.task import ClassificationTask, Pool, QuestionAnsweringTask, TokenClassificationTask
+from llmtrain.schema.task import (
+    ClassificationTask,
+    GenerationTask,
+    Pool,
+    QuestionAnsweringTask,
+    TokenClassificationTask,
+)
 from llmtrain.task.classification import Classification
+from llmtrain.task.generation import AnswerSample, Generation
 from llmtrain.task.question_answering import QuestionAnswering
 from llmtrain.task.token_classification import TokenClassification
 
@@ -47,6 +64,7 @@ class Work:
         batch: the global batch with a number; label counts differ from row to row.
         output: what to keep of predictions, where one process alone can be asked for them.
         freeze: patterns of what learns nothing.
+        adapt: adapters of the model.
     """
 
     model: ModelConfig
@@ -54,6 +72,7 @@ class Work:
     batch: Callable[[int], Batch]
     output: Output | None = None
     freeze: tuple[str, ...] = ()
+    adapt: LoRAConfig | None = None
 
 
 def text_batch(number: int) -> Batch:
@@ -123,6 +142,17 @@ def _places(chooser: np.random.Generator, num_labels: int) -> tuple[Tensor, Tens
     return torch.from_numpy(places), torch.from_numpy(np.where(there, labels, IGNORE))
 
 
+def conversation_batch(number: int) -> Batch:
+    """Rows of several conversations, of whose tokens some are learned."""
+    chooser = np.random.default_rng(number)
+    rows = []
+    for _ in range(ROWS):
+        row = [_sample(chooser, int(n)) for n in _lengths(chooser, 3, LENGTH)]
+        answers = [AnswerSample(**vars(one), answer=chooser.random(len(one.ids)) < 0.4) for one in row]
+        rows.append(PackedRow(list[Sample](answers)))
+    return Generation(GenerationTask()).batch(rows, LENGTH, 0)
+
+
 def flat(scores: Tensor, batch: Batch) -> Tensor:
     """All scores of a row; those that stand for nothing are 0."""
     return scores.flatten(1).nan_to_num(neginf=0.0)
@@ -145,6 +175,14 @@ LLAMA: dict[str, Any] = {
     "tie_embeddings": False,
 }
 
+QWEN: dict[str, Any] = LLAMA | {
+    "query_key_norm": True,
+    "head_dim": 6,
+    "qkv_bias": True,
+    "rotary_scaling": RotaryScaling(Scaling.llama3, 2.0, 8),
+}
+"""With what came after Llama."""
+
 KINDS = ["a", "b", "c"]
 
 
@@ -159,7 +197,7 @@ def works() -> dict[str, Work]:
         "deep": Work(gpt(num_layers=4), Causal(True), text_batch),
         "deep_classify": Work(bert(num_layers=4), classify, example_batch, flat),
         "gpt": Work(gpt(), Causal(False), plain_batch),
-        "llama": Work(gpt(**LLAMA), Causal(True), text_batch),
+        "llama": Work(gpt(**QWEN), Causal(True), text_batch),
         "few_tokens": Work(gpt(vocab_size=20, vocab_multiple=64), Causal(True), _of_20),
         "bert": Work(bert(), MLMNSP(MLMNSPConfig()), pairs_batch),
         "modern_bert": Work(
@@ -171,6 +209,7 @@ def works() -> dict[str, Work]:
         "classify_decoder": Work(gpt(), weighted, example_batch, flat),
         "tag": Work(bert(), tag, example_batch, flat, freeze=("*embedding*", "*position*")),
         "probe": Work(bert(), classify, example_batch, flat, freeze=("backbone.*",)),
+        "converse": Work(gpt(**LLAMA), Generation(GenerationTask()), conversation_batch),
         "answer": Work(bert(), QuestionAnswering(QuestionAnsweringTask()), answer_batch, flat),
     }
 

@@ -13,7 +13,8 @@ from llmtrain.data.batch import IGNORE
 from llmtrain.data.loader import Loader
 from llmtrain.data.prepare import prepare
 from llmtrain.data.store import View
-from llmtrain.data.tokenizer import Tokenizer, bytes_tokenizer
+from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.data.tokenizer_build import bytes_tokenizer
 from llmtrain.model.heads import MaskedHead, MaskedNextHead
 from llmtrain.objective.build import build_objective
 from llmtrain.objective.mlm import MLM

@@ -32,15 +32,15 @@ class Case(NamedTuple):
 
 
 LANGUAGE = ["gpt", "llama", "few_tokens", "bert", "modern_bert"]
-TASKS = ["classify", "classify_decoder", "tag", "probe", "answer"]
+TASKS = ["converse", "classify", "classify_decoder", "tag", "probe", "answer"]
 ALL = [*LANGUAGE, *TASKS]
 DEFAULT: dict[str, list[str]] = {
     "ddp2": ["gpt", "bert", "answer"],
     "fsdp2": ["llama", "bert", "tag"],
     "fsdp2_kept": ["gpt"],
-    "tp2": ["llama", "few_tokens", "bert", "classify", "tag", "answer"],
-    "cp2": ["gpt", "llama", "bert", "modern_bert"],
-    "pp2": ["gpt", "bert", "classify_decoder", "tag", "probe", "answer"],
+    "tp2": ["converse", "llama", "few_tokens", "bert", "classify", "tag", "answer"],
+    "cp2": ["converse", "gpt", "llama", "bert", "modern_bert"],
+    "pp2": ["converse", "gpt", "bert", "classify_decoder", "tag", "probe", "answer"],
     "pp2_gpipe": ["deep"],
     "pp2_interleaved": ["deep_classify"],
     "pp2_zero_bubble": ["deep"],

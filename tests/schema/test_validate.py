@@ -57,6 +57,13 @@ CASES = [
     ("evaluate", [RUN, "batch_size=0"], "greater than 0", "batch_size"),
     ("evaluate", [RUN, "launch.num_processes=2"], "takes one process", "leave"),
     ("generate", [], "needs a model", "init_from=RUN"),
+    ("generate", [RUN, "prompt=a", "prompts=b"], "both prompt and prompts", "prompts=FILE"),
+    ("generate", [RUN, "system=a"], "for conversations", "chat=true"),
+    ("generate", [RUN, "batch_size=0"], "greater than 0", "positive"),
+    ("generate", [RUN, "sample.min_p=2"], "between 0 and 1", "min_p"),
+    ("generate", [RUN, "sample.stop=['']"], "empty text", "stop"),
+    ("chat", [], "needs a model", "init_from=RUN"),
+    ("chat", [RUN, "sample.num_samples=2"], "one answer at a time", "num_samples"),
     (
         "pretrain",
         ["objective=mlm", "model=gpt/tiny"],

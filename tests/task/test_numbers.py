@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmtrain.data.batch import IGNORE
-from llmtrain.data.tokenizer import bytes_tokenizer
+from llmtrain.data.tokenizer_build import bytes_tokenizer
 from llmtrain.schema.task import ClassificationTask, Target
 from llmtrain.schema.tokenizer import BytesTokenizer
 from llmtrain.task.base import Examples

@@ -16,6 +16,8 @@ def test_questions_have_longer_rows_unless_they_are_asked_for_otherwise(name: st
     (usual,), (own,) = compose("finetune", words), compose("finetune", ["train.sequence_length=99", *words])
     kind = name.partition("/")[0]
     assert usual.config.task.kind == kind
-    assert usual.config.train.sequence_length == (384 if kind == "question_answering" else 128)
+    lengths = {"question_answering": 384, "generation": 512}
+    assert usual.config.train.sequence_length == lengths.get(kind, 128)
     assert own.config.train.sequence_length == 99
-    assert usual.config.train.batch_size == own.config.train.batch_size == 32
+    size = 8 if kind == "generation" else 32  # rows with several conversations each
+    assert usual.config.train.batch_size == own.config.train.batch_size == size

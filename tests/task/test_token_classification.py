@@ -17,7 +17,8 @@ from llmtrain.data import wordpiece
 from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.data.examples import ExampleRows
 from llmtrain.data.samples import PackedRow
-from llmtrain.data.tokenizer import Tokenizer, bpe_tokenizer, bytes_tokenizer
+from llmtrain.data.tokenizer import Tokenizer
+from llmtrain.data.tokenizer_build import bpe_tokenizer, bytes_tokenizer
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model, materialise
 from llmtrain.model.initialise import initialise

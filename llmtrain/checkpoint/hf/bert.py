@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from llmtrain.checkpoint.hf.family import Family, KeyTable
+from llmtrain.checkpoint.hf.family import Family, KeyTable, Settings
+from llmtrain.checkpoint.hf.settings import check_fixed, differing, known, read_values, word_for, write_values
+from llmtrain.checkpoint.weights import Stored
 from llmtrain.schema.load import build
 from llmtrain.schema.model import Activation, BERTConfig, Norm, Position
 from llmtrain.schema.registry import Registry
-from llmtrain.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -78,66 +77,52 @@ FIXED: dict[str, Any] = {
 """Settings that we know one value of, which is the default too."""
 
 
-def read_config(theirs: Mapping[str, Any], where: str) -> BERTConfig:
+WANTED: dict[str, Any] = {
+    "norm_first": False,
+    "position": Position.learned,
+    "norm": Norm.layernorm,
+    "bias": True,
+    "local_window": None,
+    "query_key_norm": False,
+}
+"""Settings of ours that BERT has one value of."""
+
+
+def read_config(theirs: Settings, where: str) -> BERTConfig:
     """Our config for a `config.json`.
 
     Raises:
         ConfigError: a setting has no counterpart here, or a value makes no sense.
     """
-    for key, value in FIXED.items():
-        if theirs.get(key, value) != value:
-            raise ConfigError(
-                f"BERT with {key}={theirs[key]} is not known here", where, f"only {key}={value} can be read"
-            )
-    activation = theirs.get("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
-        raise ConfigError(
-            f"BERT with hidden_act={activation} is not known here",
-            where,
-            f"known are {', '.join(ACTIVATIONS)}",
-        )
+    check_fixed(theirs, FIXED, "BERT", where)
+    activation = known(theirs, "hidden_act", "gelu", ACTIVATIONS, "BERT", where)
     dropout = theirs.get("hidden_dropout_prob", 0.1)
     if (other := theirs.get("attention_probs_dropout_prob", dropout)) != dropout:
         logger.warning("%s: attention dropout %s is replaced by hidden dropout %s", where, other, dropout)
-    values = {ours: theirs.get(key, default) for key, (ours, default) in NUMBERS.items()}
-    config: BERTConfig = build(
-        BERTConfig, {"activation": ACTIVATIONS[activation].value, **values}, Registry(), where
-    )
+    values = {"activation": activation.value, **read_values(theirs, NUMBERS)}
+    config: BERTConfig = build(BERTConfig, values, Registry(), where)
     return config
 
 
-def write_config(config: BERTConfig) -> dict[str, Any]:
-    """Content of `config.json`.
-
-    Raises:
-        ConfigError: Hugging Face's BERT cannot express the model.
-    """
-    names = {value: key for key, value in reversed(ACTIVATIONS.items())}
-    wanted = {
-        "norm_first": False,
-        "position": Position.learned,
-        "norm": Norm.layernorm,
-        "bias": True,
-        "local_window": None,
-    }
-    other = [
-        f"{key}={getattr(config, key)}" for key, value in wanted.items() if getattr(config, key) != value
-    ]
-    if config.activation not in names:
-        other.append(f"activation={config.activation}")
-    if other:
-        raise ConfigError(
-            f"Hugging Face's BERT has no {', '.join(other)}",
-            "model",
-            "export a model with BERT's own settings",
-        )
-    written = {key: getattr(config, ours) for key, (ours, _) in NUMBERS.items()}
-    return FIXED | written | {
+def write_config(config: BERTConfig, tokenizer: Settings) -> dict[str, Any]:
+    """Content of `config.json`."""
+    return FIXED | write_values(config, NUMBERS) | {
         "intermediate_size": config.hidden_dim or 4 * config.dim,
         "type_vocab_size": max(1, config.num_segments),
         "attention_probs_dropout_prob": config.dropout,
-        "hidden_act": names[config.activation],
+        "hidden_act": word_for(config.activation, ACTIVATIONS),
     }  # fmt: skip
+
+
+def misfits(config: BERTConfig, tokenizer: Settings) -> list[str]:
+    """Settings that BERT has not."""
+    found = differing(config, WANTED)
+    if config.head_width * config.num_heads != config.dim:
+        found.append(f"head_dim={config.head_dim}")
+    found += [f"{key}=false" for key in ("qkv_bias", "out_bias") if getattr(config, key) is False]
+    if word_for(config.activation, ACTIVATIONS) is None:
+        found.append(f"activation={config.activation.value}")
+    return found
 
 
 def normalise_key(key: str) -> str | None:
@@ -168,12 +153,12 @@ def architecture(names: set[str]) -> str:
     return "BertForTokenClassification"
 
 
-def finish(architecture: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def finish(architecture: str, tensors: dict[str, Stored]) -> dict[str, Stored]:
     """Tensors as a class wants them: there is always an embedding of segments, and a bare model's keys
     have no prefix."""
-    words = tensors["bert.embeddings.word_embeddings.weight"]
-    segments = "bert.embeddings.token_type_embeddings.weight"
-    tensors = {segments: torch.zeros(1, words.shape[1], dtype=words.dtype)} | tensors
+    width = tensors["bert.embeddings.word_embeddings.weight"].shape[1]
+    nothing = Stored(torch.Size((1, width)), lambda: torch.zeros(1, width))
+    tensors = {"bert.embeddings.token_type_embeddings.weight": nothing} | tensors
     if architecture == "BertModel":
         return {key.removeprefix("bert."): tensor for key, tensor in tensors.items()}
     return tensors
@@ -186,6 +171,7 @@ BERT_FAMILY = Family(
     vocabulary=("backbone.embedding.weight", "head.masked.projection.bias"),
     read_config=read_config,
     write_config=write_config,
+    misfits=misfits,
     normalise_key=normalise_key,
     repeated=(
         ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),

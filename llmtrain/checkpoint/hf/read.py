@@ -1,38 +1,30 @@
-"""Reading a model directory in Hugging Face's layout: safetensors, config.json and the tokenizer.
+"""Reading a model directory in Hugging Face's layout: weights, config.json and the tokenizer.
 
-Only data is read: no pickle is opened, nothing of the directory is executed.
+Only data is read: nothing of the directory is executed.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from llmtrain.checkpoint.hf.families import FAMILIES, family_named
-from llmtrain.checkpoint.hf.family import Family
+from llmtrain.checkpoint.hf.families import FAMILIES, family_named, is_early_bert
+from llmtrain.checkpoint.hf.family import Family, Settings
+from llmtrain.checkpoint.hf.files import read_object, read_weights
+from llmtrain.checkpoint.hf.tokenizer import read_tokenizer
 from llmtrain.checkpoint.weights import Stored, StoredTensors
-from llmtrain.data import wordpiece
 from llmtrain.data.tokenizer import Tokenizer
-from llmtrain.data.tokenizer_settings import SETTINGS, read_settings
 from llmtrain.model.build import MODELS
 from llmtrain.model.layers.embedding import padded_size
 from llmtrain.schema.model import ModelConfig
 from llmtrain.utils.errors import ConfigError, DataError
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-TOKENIZER = "tokenizer.json"
-VOCABULARY = "vocab.txt"
+CARD = "README.md"
 
 MOST_TOLD = 8
 """Names that one message lists."""
@@ -48,142 +40,114 @@ class HFModel:
             padded as the config says.
         tokenizer: with the end token that its settings name, if any.
         unknown: keys of the file that stand for nothing here.
+        licence: that the file names.
     """
 
     config: ModelConfig
     tensors: StoredTensors
     tokenizer: Tokenizer
     unknown: list[str]
+    licence: str | None = None
 
 
 def is_hf_directory(path: Path) -> bool:
-    """Whether a directory has a `config.json` that names a type of model."""
+    """Whether a directory has a `config.json` that names a type of model, or is of an early BERT."""
     try:
-        return "model_type" in read_object(path / CONFIG)
+        theirs = read_object(path / CONFIG)
     except DataError:
         return False
+    return "model_type" in theirs or is_early_bert(theirs)
 
 
-def read_hf(path: Path, families: Mapping[str, Family] = FAMILIES) -> HFModel:
+def read_hf(path: Path, families: Mapping[str, Family] = FAMILIES, allow_bin: bool = False) -> HFModel:
     """Read config and tokenizer of a model directory, and what weights it has.
 
     Args:
         path: the directory.
         families: what can be read.
+        allow_bin: open PyTorch's own files where there are no safetensors.
 
     Raises:
         ConfigError: the type of model, or one of its settings, has no counterpart here; there are no
-            safetensors or no tokenizer.
+            weights that may be opened, or no tokenizer.
         DataError: a file is broken, or weights, tokenizer and config do not fit together.
     """
     path = Path(path)
     where = str(path / CONFIG)
     theirs = read_object(path / CONFIG)
-    family = family_named(theirs.get("model_type"), where, families)
+    family = family_named(theirs, where, families)
+    if theirs.get("quantization_config"):
+        what = "the weights are quantised, in a form that is not known here"
+        raise ConfigError(what, where, "get the original model, or a GGUF file of it")
     config = family.read_config(theirs, where)
-    tensors, unknown = translate(read_weights(path), family)
+    model = assemble(family, config, theirs, read_weights(path, allow_bin), read_tokenizer(path), where)
+    model.licence = read_licence(path / CARD)
+    return model
+
+
+def read_licence(card: Path) -> str | None:
+    """The licence that the metadata in front of a model card name, if they do."""
+    try:
+        text = card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    named = re.search(r"^license: *([\w.-]+) *$", front[1], re.MULTILINE) if front else None
+    return named[1] if named and named[1] != "unknown" else None
+
+
+def assemble(
+    family: Family,
+    config: ModelConfig,
+    theirs: Settings,
+    weights: Mapping[str, Stored],
+    tokenizer: Tokenizer,
+    where: str,
+) -> HFModel:
+    """Put together what was read.
+
+    Args:
+        family: how names and values are translated.
+        config: of the backbone, with `vocab_size`.
+        theirs: settings there.
+        weights: key there -> tensor.
+        tokenizer: of the model.
+        where: the settings stand.
+
+    Raises:
+        DataError: weights, tokenizer and config do not fit together.
+    """
+    tensors, unknown = translate(weights, family, config, theirs)
     pad_vocabulary(tensors, config, family)
     check_backbone(tensors, config, unknown, family, where)
-    tokenizer = read_tokenizer(path)
-    check_tokenizer(tokenizer, config, str(path))
+    check_tokenizer(tokenizer, config, where)
     return HFModel(config, StoredTensors(tensors), tokenizer, sorted(unknown))
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        DataError: it does not, or cannot be read.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"it cannot be read as JSON: {error}", str(path), "repair the file") from error
-    if not isinstance(value, dict):
-        raise DataError("it holds no JSON object", str(path), "repair the file")
-    return value
-
-
-def read_weights(path: Path) -> dict[str, Stored]:
-    """The tensors of a model directory, which may be spread over several files.
-
-    Raises:
-        ConfigError: there are no safetensors.
-        DataError: a file is missing or broken.
-    """
-    if (path / WEIGHTS).is_file():
-        names = [WEIGHTS]
-    elif (path / INDEX).is_file():
-        names = shard_names(path / INDEX)
-    else:
-        raise ConfigError(
-            f"there is no {WEIGHTS}",
-            str(path),
-            "save the model as safetensors; other files could execute code and are not opened",
-        )
-    stored: dict[str, Stored] = {}
-    for name in names:
-        with opened(path / name) as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                shape = torch.Size(file.get_slice(key).get_shape())
-                stored[key] = Stored(shape, partial(read_tensor, path / name, key))
-    return stored
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file.
-
-    Raises:
-        DataError: it is missing or broken.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"weights cannot be read: {error}", str(path), "get the file again") from error
-
-
-def read_tensor(path: Path, key: str) -> Tensor:
-    """One tensor of a safetensors file."""
-    with opened(path) as file:
-        tensor: Tensor = file.get_tensor(key)
-        return tensor
-
-
-def shard_names(index: Path) -> list[str]:
-    """Names of the files that an index lists; they lie beside it.
-
-    Raises:
-        DataError: the index names something else.
-    """
-    listed = read_object(index).get("weight_map")
-    names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
-    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
-        raise DataError(
-            "weight_map does not list safetensors files beside it", str(index), "get the file again"
-        )
-    return names
-
-
-def translate(theirs: Mapping[str, Stored], family: Family) -> tuple[dict[str, Stored], list[str]]:
+def translate(
+    theirs: Mapping[str, Stored], family: Family, config: ModelConfig, settings: Settings
+) -> tuple[dict[str, Stored], list[str]]:
     """Tensors by our names in fp32, and the keys that have none."""
-    spelled = {key: family.normalise_key(key) for key in theirs}
-    by_key = {normal: theirs[key] for key, normal in spelled.items() if normal is not None}
-    repeated = dict(family.repeated)
-    tensors, unknown = {}, []
-    for key, normal in spelled.items():
-        if normal is None:
-            continue
+    by_key: dict[str, Stored] = {}
+    spelled: dict[str, str] = {}
+    for key, stored in theirs.items():
+        normal = family.normalise_key(key)
+        for part, values in ({} if normal is None else family.parts(normal, stored)).items():
+            by_key[part], spelled[part] = values, key
+    repeated = dict(family.repeated) if getattr(config, "tie_embeddings", True) else {}
+    tensors: dict[str, Stored] = {}
+    unknown = []
+    for normal, stored in by_key.items():
+        key = spelled[normal]
         if normal in repeated and (original := by_key.get(repeated[normal])) is not None:
-            if not torch.equal(original.read(), theirs[key].read()):
+            if not torch.equal(original.read(), stored.read()):
                 unknown.append(f"{key} (it differs from {repeated[normal]}, with which it is one here)")
             continue
         name = family.keys.ours(repeated.get(normal, normal))
-        if name is None:
+        if name is not None:
+            tensors[name] = family.ours(name, stored, settings).fp32()
+        elif key not in unknown:
             unknown.append(key)
-        else:
-            tensors[name] = theirs[key].fp32()
     return tensors, unknown
 
 
@@ -221,29 +185,6 @@ def check_backbone(
             where,
             "get config.json and the weights from the same model",
         )  # fmt: skip
-
-
-def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of `tokenizer.json`, or one that is made of `vocab.txt` (WordPiece).
-
-    Raises:
-        ConfigError: there is neither.
-        DataError: it cannot be read, or is none.
-    """
-    file = path / TOKENIZER if (path / TOKENIZER).is_file() else path / VOCABULARY
-    if not file.is_file():
-        raise ConfigError(
-            f"there is neither {TOKENIZER} nor {VOCABULARY}", str(path), "put the model's tokenizer there"
-        )
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the tokenizer cannot be read: {error}", str(file), "get the file again") from error
-    if file.name != TOKENIZER:
-        text = wordpiece.from_vocab(
-            wordpiece.read_vocab(text), **wordpiece.settings(file, lowercase=True)
-        ).to_str()
-    return Tokenizer.from_json(text, settings=read_settings(path / SETTINGS))
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, where: str) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from llmtrain.checkpoint.disk import check_space, disk_full, durable_entry, is_disk_full
-from llmtrain.checkpoint.hf.families import FAMILIES, family_of
+from llmtrain.checkpoint.hf.families import FAMILIES, family_for
 from llmtrain.checkpoint.hf.family import Family
-from llmtrain.checkpoint.hf.read import CONFIG, TOKENIZER, VOCABULARY, WEIGHTS
-from llmtrain.data.tokenizer import SPECIAL
-from llmtrain.data.tokenizer_settings import SETTINGS
+from llmtrain.checkpoint.hf.files import INDEX, WEIGHTS
+from llmtrain.checkpoint.hf.read import CARD, CONFIG
+from llmtrain.checkpoint.hf.tokenizer import TOKENIZER, VOCABULARY
+from llmtrain.checkpoint.weights import Stored, StoredTensors
+from llmtrain.data.tokenizer import SPECIAL, Tokenizer
+from llmtrain.data.tokenizer_settings import GENERATION, SETTINGS, token_in
 from llmtrain.schema.model import ModelConfig
 from llmtrain.utils.errors import ConfigError
 from llmtrain.utils.io import fsync_directory
@@ -25,16 +30,61 @@ from llmtrain.utils.io import fsync_directory
 SPACE_MARGIN = 1.05
 """Headers and the other files, as a factor on the tensors' bytes."""
 
+OF_ONE_MACHINE = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "auto_map")
+"""Settings of a foreign tokenizer that mean something only where it was made."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is written.
+
+    Attributes:
+        dtype: of the tensors.
+        shard_bytes: of tensors in one file at most; a tensor is never cut.
+        card: content of the model card, given the architecture; None writes none.
+        check: called with the directory before it gets its name; what it raises leaves nothing behind.
+    """
+
+    dtype: torch.dtype = torch.float32
+    shard_bytes: int = 5_000_000_000
+    card: Callable[[str], str] | None = None
+    check: Callable[[Path], None] = lambda path: None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What transformers should know about the classes of a task.
+
+    Attributes:
+        labels: names, in the order of their numbers.
+        problem_type: for classifiers: single_label_classification, multi_label_classification, regression.
+    """
+
+    labels: Sequence[str] = ()
+    problem_type: str | None = None
+
+
+@dataclass
+class Files:
+    """What is to be written besides tensors.
+
+    Attributes:
+        texts: content by name.
+        settings: what `config.json` says about it.
+    """
+
+    texts: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
 
 def write_hf(
     path: Path,
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
-    tokenizer_json: str,
+    tokenizer: Tokenizer,
     *,
-    end_token: str | None = None,
-    labels: Sequence[str] = (),
-    problem_type: str | None = None,
+    form: Form | None = None,
+    classes: Classes | None = None,
     families: Mapping[str, Family] = FAMILIES,
 ) -> str:
     """Write a model as a directory that Hugging Face's transformers load.
@@ -43,10 +93,9 @@ def write_hf(
         path: the directory; nothing may be there yet.
         config: of the backbone, with `vocab_size`.
         tensors: our name -> tensor, tied ones once; the heads among them decide the architecture.
-        tokenizer_json: content of a `tokenizer.json`.
-        end_token: of the tokenizer, where it is not the one to be expected.
-        labels: names of the classes, in the order of their numbers.
-        problem_type: for classifiers: single_label_classification, multi_label_classification, regression.
+        tokenizer: of the model.
+        form: how it is written. Default: fp32, in files of 5 GB, without a card.
+        classes: of a task, where the model has a head for one.
         families: what can be written.
 
     Returns:
@@ -56,53 +105,48 @@ def write_hf(
         ConfigError: something is there already, or the model has no counterpart there.
         DiskFullError: there is no room for it.
     """
-    path = Path(path)
+    path, form = Path(path), form or Form()
     if path.exists():
         raise ConfigError("there is something already", str(path), "give a new directory, or remove this one")
-    family = family_of(config, families)
-    content = family.write_config(config)
-    architecture, theirs = translate_back(tensors, config, family)
-    content |= {"model_type": family.model_type, "architectures": [architecture], "torch_dtype": "float32"}
-    content |= label_settings(tensors, labels, problem_type)
-    texts, special = tokenizer_files(tokenizer_json, config.max_positions, end_token)
-    content |= special
-    texts[CONFIG] = json_text(content)
-    publish(path, theirs, texts)
+    files = tokenizer_files(tokenizer, config)
+    family = family_for(config, set(tensors), files.settings, families)
+    content = family.write_config(config, files.settings)
+    architecture = family.architecture(set(tensors))
+    content |= {"model_type": family.model_type, "architectures": [architecture]}
+    content |= {"torch_dtype": str(form.dtype).removeprefix("torch."), **files.settings}
+    content |= label_settings(tensors, classes or Classes())
+    theirs = family.theirs(without_padding(tensors, config, family), content)
+    files.texts[CONFIG] = json_text(content)
+    if form.card is not None:
+        files.texts[CARD] = form.card(architecture)
+    publish(path, family.finish(architecture, theirs), files.texts, form)
     return architecture
 
 
-def translate_back(
-    tensors: Mapping[str, Tensor], config: ModelConfig, family: Family
-) -> tuple[str, dict[str, Tensor]]:
-    """Architecture, and tensors by its keys without the padding of the vocabulary.
-
-    Raises:
-        ConfigError: a tensor has no counterpart there.
-    """
-    theirs: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        key = family.keys.theirs(name)
-        if key is None:
-            raise ConfigError(
-                f"{name} has no counterpart in Hugging Face's {family.model_type}",
-                "model",
-                "export the backbone without this head",
-            )
-        cut = tensor[: config.vocab_size] if name in family.vocabulary else tensor
-        theirs[key] = cut.detach().cpu().contiguous().clone()
-    architecture = family.architecture(set(tensors))
-    return architecture, family.finish(architecture, theirs)
+def without_padding(tensors: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Stored]:
+    """Our tensors without the rows that pad the vocabulary; they are read when they are written."""
+    held = tensors.stored if isinstance(tensors, StoredTensors) else in_memory(tensors)
+    vocab = config.vocab_size
+    return {
+        name: stored.changed(lambda tensor: tensor[:vocab]) if name in family.vocabulary else stored
+        for name, stored in held.items()
+    }
 
 
-def label_settings(
-    tensors: Mapping[str, Tensor], labels: Sequence[str], problem_type: str | None
-) -> dict[str, Any]:
+def in_memory(tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
+    """Tensors that are at hand, as if they had to be read."""
+    return {name: Stored(tensor.shape, tensor.detach) for name, tensor in tensors.items()}
+
+
+def label_settings(tensors: Mapping[str, Tensor], classes: Classes) -> dict[str, Any]:
     """What `config.json` says about the classes; without names they are numbered."""
-    settings: dict[str, Any] = {} if problem_type is None else {"problem_type": problem_type}
+    settings: dict[str, Any] = {}
+    if classes.problem_type is not None:
+        settings["problem_type"] = classes.problem_type
     classifier = tensors.get("head.classifier.weight")
     if classifier is None:
         return settings
-    names = list(labels) or [f"LABEL_{number}" for number in range(len(classifier))]
+    names = list(classes.labels) or [f"LABEL_{number}" for number in range(len(classifier))]
     assert len(names) == len(classifier), (len(names), len(classifier))
     return settings | {
         "id2label": {str(number): name for number, name in enumerate(names)},
@@ -110,33 +154,23 @@ def label_settings(
     }
 
 
-def tokenizer_files(
-    tokenizer_json: str, max_positions: int, end_token: str | None
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """The files of a tokenizer by name, and what `config.json` says about it.
+def tokenizer_files(tokenizer: Tokenizer, config: ModelConfig) -> Files:
+    """The files of a tokenizer, and what `config.json` says about it.
 
-    Args:
-        tokenizer_json: content of a `tokenizer.json`.
-        max_positions: longest row of the model.
-        end_token: to be named among the settings, or None.
+    What a foreign tokenizer came with is kept; the rest is told as far as it is known.
     """
-    inner = json.loads(tokenizer_json)
-    vocab: dict[str, int] = {token["content"]: token["id"] for token in inner.get("added_tokens", [])}
+    inner = json.loads(tokenizer.to_json())
     wordpiece = inner["model"].get("type") == "WordPiece"
-    if isinstance(inner["model"].get("vocab"), dict):
-        vocab = inner["model"]["vocab"] | vocab
+    token_id = tokenizer.inner.token_to_id
     settings: dict[str, Any] = {
         "tokenizer_class": "BertTokenizer" if wordpiece else "PreTrainedTokenizerFast",
-        "model_max_length": max_positions,
     }
     for attribute, names in SPECIAL.items():
-        if token := next((name for name in names if name in vocab), None):
+        if token := next((name for name in names if token_id(name) is not None), None):
             settings[attribute.removesuffix("_id") + "_token"] = token
     if unknown := inner["model"].get("unk_token"):
         settings["unk_token"] = unknown
-    if end_token is not None:
-        settings["eos_token"] = end_token
-    texts = {TOKENIZER: tokenizer_json}
+    texts = {TOKENIZER: tokenizer.to_json()}
     if wordpiece:
         normalizer = inner.get("normalizer") or {}
         settings |= {
@@ -144,10 +178,21 @@ def tokenizer_files(
             "strip_accents": normalizer.get("strip_accents"),
             "tokenize_chinese_chars": bool(normalizer.get("handle_chinese_chars", True)),
         }
+        vocab = tokenizer.inner.get_vocab()
         texts[VOCABULARY] = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.__getitem__))
+    kept = {key: value for key, value in tokenizer.settings.values.items() if key not in OF_ONE_MACHINE}
+    settings |= {**kept, "model_max_length": config.max_positions}
+    if config.causal or tokenizer.unusual_end is not None:
+        settings["eos_token"] = tokenizer.end_token
     texts[SETTINGS] = json_text(settings)
-    pad = settings.get("pad_token")
-    return texts, {"pad_token_id": None if pad is None else vocab[pad]}
+    named = {name: token_in(settings, f"{name}_token") for name in ("pad", "bos", "eos")}
+    ids = {f"{name}_token_id": None if token is None else token_id(token) for name, token in named.items()}
+    if not config.causal:
+        return Files(texts, {"pad_token_id": ids["pad_token_id"]})
+    ids["eos_token_id"] = tokenizer.end_id
+    generation = {key: value for key, value in ids.items() if value is not None}
+    texts[GENERATION] = json_text(generation | tokenizer.settings.generation)
+    return Files(texts, ids)
 
 
 def json_text(value: Any) -> str:
@@ -155,27 +200,62 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def publish(path: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
+def shards(tensors: Mapping[str, Stored], itemsize: int, limit: int) -> dict[str, list[str]]:
+    """Names of files and the keys of their tensors, in order, each file as full as the limit allows.
+
+    Args:
+        tensors: by their keys.
+        itemsize: bytes of a number.
+        limit: bytes of tensors in a file; a larger tensor gets a file of its own.
+    """
+    parts: list[list[str]] = [[]]
+    room = limit
+    for key, stored in tensors.items():
+        size = stored.shape.numel() * itemsize
+        if parts[-1] and size > room:
+            parts.append([])
+            room = limit
+        parts[-1].append(key)
+        room -= size
+    if len(parts) == 1:
+        return {WEIGHTS: parts[0]}
+    stem = WEIGHTS.removesuffix(".safetensors")
+    return {
+        f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors": keys
+        for number, keys in enumerate(parts, start=1)
+    }
+
+
+def publish(path: Path, tensors: Mapping[str, Stored], texts: dict[str, str], form: Form) -> None:
     """Write the files under another name, make them durable, and rename the directory.
 
     Raises:
         DiskFullError: there is no room for it; nothing is left behind.
     """
-    needed = int(sum(tensor.nbytes for tensor in tensors.values()) * SPACE_MARGIN)
+    itemsize = form.dtype.itemsize
+    size = sum(stored.shape.numel() for stored in tensors.values()) * itemsize
+    needed = int(size * SPACE_MARGIN)
+    files = shards(tensors, itemsize, form.shard_bytes)
+    if len(files) > 1:
+        placed = {key: name for name, keys in files.items() for key in keys}
+        texts = {**texts, INDEX: json_text({"metadata": {"total_size": size}, "weight_map": placed})}
     path.parent.mkdir(parents=True, exist_ok=True)
     check_space(path.parent, needed)
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     temporary.mkdir()
     try:
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        (temporary / WEIGHTS).chmod(
-            (temporary / CONFIG).stat().st_mode
-        )  # safetensors gives it to its owner only
-        for name in (WEIGHTS, *texts):
+        for name, keys in files.items():
+            part = {key: plain(tensors[key].read(), form.dtype) for key in keys}
+            save_file(part, temporary / name, METADATA)
+            del part  # before the next one is made
+            # safetensors gives it to its owner only
+            (temporary / name).chmod((temporary / CONFIG).stat().st_mode)
+        for name in (*files, *texts):
             durable_entry(temporary / name)
         fsync_directory(temporary)
+        form.check(temporary)
         os.rename(temporary, path)
         fsync_directory(path.parent)
     except BaseException as error:
@@ -183,3 +263,12 @@ def publish(path: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> No
         if is_disk_full(error):
             raise disk_full(path, needed) from error
         raise
+
+
+METADATA = {"format": "pt"}
+"""Told in each file; transformers ask for it."""
+
+
+def plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy with memory of its own, on the CPU."""
+    return tensor.to("cpu", dtype).clone(memory_format=torch.contiguous_format)

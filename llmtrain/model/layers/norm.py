@@ -21,8 +21,10 @@ class RMSNorm(nn.RMSNorm):
     """RMSNorm (Zhang & Sennrich 2019) whose weight may have fewer bits than its input; see `raised`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape that ends with D -> the same shape."""
-        return F.rms_norm(x, self.normalized_shape, raised(self.weight, x), self.eps)
+        """Any shape that ends with D -> the same shape; worked out in the format of more bits."""
+        weight = raised(self.weight, x)
+        assert weight is not None
+        return F.rms_norm(x.to(weight.dtype), self.normalized_shape, weight, self.eps).to(x.dtype)
 
 
 def raised(parameter: Tensor | None, x: Tensor) -> Tensor | None:

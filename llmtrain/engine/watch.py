@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llmtrain.engine.engine import Engine, Hook
 from llmtrain.engine.step import StepResult
+from llmtrain.optim.clip import part_norms
 from llmtrain.utils import dist
 
 MOST_OPERATIONS = 40
@@ -80,7 +81,7 @@ class NormsHook(Hook):
         """This process's share of the sum of squares of each group."""
         totals = dict.fromkeys(self.groups, 0.0)
         local = [getattr(one, "_local_tensor", one).detach() for one in tensors.values()]
-        norms = torch.stack(torch._foreach_norm(local)).double().tolist() if local else []
+        norms = torch.stack(torch._foreach_norm([part_norms(one) for one in local])).tolist() if local else []
         for name, norm in zip(tensors, norms, strict=True):
             totals[group_of(name)] += norm**2 * self._share[name]
         return list(totals.values())

@@ -13,12 +13,12 @@ from llmtrain.schema.data import INHERITED
 from llmtrain.schema.load import build, dump, flatten
 from llmtrain.schema.registry import Registry
 from llmtrain.utils.errors import ConfigError, Problem
+from llmtrain.utils.hub import hub_name
 
 LENGTHS = ("train.steps", "train.epochs", "train.tokens")
 """Ways to say how long a training is; one of them at most."""
 
 PATHS = (
-    "init_from",
     "run.dir",
     "run.plugins",
     "tokenizer.path",
@@ -28,12 +28,14 @@ PATHS = (
     "task.folder",
     "paths",
     "input",
-    "source",
     "target",
     "output",
     "prompts",
 )
 """Keys that hold paths or patterns of files."""
+
+MODELS = ("init_from", "source", "base")
+"""Keys that hold the path of a model, or its name on the Hugging Face hub."""
 
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 """Environment variables with such a name are written nowhere."""
@@ -193,6 +195,10 @@ def _absolute_paths(data: dict[str, Any]) -> None:
             set_key(data, key, absolute(value))
         elif isinstance(value, list):
             set_key(data, key, [absolute(item) if isinstance(item, str) else item for item in value])
+    for key in MODELS:
+        value = flat.get(key)
+        if isinstance(value, str) and hub_name(value) is None:
+            set_key(data, key, absolute(value))
     for key, value in flat.items():
         section, _, last = key.rpartition(".")
         if key.startswith(("data.sources.", "data.validation.")) and last in ("paths", "validation_paths"):

@@ -74,6 +74,21 @@ def test_length_of_the_command_line_replaces_that_of_a_file() -> None:
     assert (train.steps, train.tokens) == (10, None)
 
 
+def test_names_of_models_on_the_hub_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for text, expected in (
+        ("owner/model@v1.0", "owner/model@v1.0"),
+        ("runs/lost", str(tmp_path / "runs/lost")),
+        ("model", str(tmp_path / "model")),
+        ("./owner/model", str(tmp_path / "owner/model")),
+    ):
+        assert compose("generate", [f"init_from={text}"])[0].config.init_from == expected
+    converted = compose("convert", ["source=owner/model", "base=owner/base", "target=x/y"])[0].config
+    assert (converted.source, converted.base) == ("owner/model", "owner/base")
+    assert converted.target == str(tmp_path / "x/y")
+
+
 def test_own_folder_adds_and_shadows(tmp_path: Path) -> None:
     write(tmp_path / "model/big.yaml", "defaults:\n  - gpt/small@_here_\nnum_layers: 13\n")
     write(tmp_path / "optim/adamw.yaml", "kind: adamw\nlr: 0.5\n")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from llmtrain.utils.errors import ConfigError, DataError
-
-HUB_NAME = re.compile(r"(?P<owner>[\w][\w.-]*)/(?P<name>[\w][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-"""`owner/name`, or `owner/name@revision`."""
+from llmtrain.utils.hub import hub_name
 
 WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model")
 """Files of a model on the hub that are of use here."""
@@ -23,8 +20,7 @@ IGNORED = ("*/*", "consolidated*")
 def locate(text: str, allow_bin: bool = False) -> Path:
     """The path of what the user names; from the hub it is fetched unless it lies in the cache.
 
-    A path that exists is taken as it is. A name such as `HuggingFaceTB/SmolLM2-135M` means the hub, unless
-    there is a folder called like its first part: then it is taken for a path that is not there.
+    What is a name on the hub, `hub_name` says.
 
     Args:
         text: path or name.
@@ -34,10 +30,9 @@ def locate(text: str, allow_bin: bool = False) -> Path:
         ConfigError: a package is needed for it.
         DataError: the hub does not have the model, or cannot be reached.
     """
-    path = Path(text).expanduser()
-    named = HUB_NAME.fullmatch(text)
-    if path.exists() or named is None or Path(named["owner"]).exists():
-        return path
+    named = hub_name(text)
+    if named is None:
+        return Path(text).expanduser()
     return fetch(f"{named['owner']}/{named['name']}", named["revision"], allow_bin)
 
 

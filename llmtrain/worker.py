@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -230,5 +230,19 @@ def first_to_report(run: RunDirectory | None) -> bool:
         return True
 
 
+def leave(exit_code: int) -> NoReturn:
+    """End this process.
+
+    One of several that ends with an error leaves connections behind, whose threads may abort the process
+    while the interpreter is taken apart (`terminate called without an active exception`): it leaves at once.
+    """
+    if exit_code and dist.world_size() > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

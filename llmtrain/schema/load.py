@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -30,13 +31,15 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return "known: " + ", ".join(known)
 
 
-def field_types(schema: type) -> dict[str, Any]:
+@functools.cache  # annotations are evaluated anew each time that they are asked for
+def field_types(schema: type) -> Mapping[str, Any]:
     """Resolved type of every field of a dataclass, in order."""
     hints = typing.get_type_hints(schema)
     return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
 
 
-def given_types(schema: type) -> dict[str, Any]:
+@functools.cache
+def given_types(schema: type) -> Mapping[str, Any]:
     """Resolved type of every field that a user may set: not of those marked as `DECIDED`."""
     decided = {field.name for field in dataclasses.fields(schema) if field.metadata == DECIDED}
     return {name: hint for name, hint in field_types(schema).items() if name not in decided}

@@ -15,7 +15,7 @@ import pytest
 import safetensors
 from torch import Tensor
 
-from llmtrain.checkpoint.hf import read
+from llmtrain.checkpoint.hf import files
 from llmtrain.compose.compose import compose
 from llmtrain.recipe.checkpointed import open_pretrained, start_from
 from llmtrain.schema.roots import FinetuneConfig
@@ -116,7 +116,7 @@ def begin(rank: int, cases: list[tuple[Path, str]]) -> list[Found]:
         model = step.layout.model
         with (
             mock.patch.object(safetensors, "safe_open", reads.safe_open),
-            mock.patch.object(read, "safe_open", reads.safe_open),
+            mock.patch.object(files, "safe_open", reads.safe_open),
         ):
             start_from(pretrained, model, set(pretrained.weights().shapes))
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmtrain.data.loader import Loader, evaluation_batches
@@ -31,12 +31,14 @@ WEIGHTS = st.lists(
 
 
 @given(weights=WEIGHTS, start=st.integers(0, 10**9), length=st.integers(1, 400))
+@example(weights=[263.0, 0.002, 0.002], start=0, length=1)
 @settings(max_examples=60, deadline=None)
 def test_shares_are_exact_and_even(weights: list[float], start: int, length: int) -> None:
     shares = Shares(weights)
     total = sum(weights)
     for count, weight in zip(shares.counts, weights, strict=True):
-        assert abs(count / shares.period - weight / total) <= 1 / LONGEST_PERIOD + 1e-12
+        # a part for rounding, and one for each source that has one row although its share is less
+        assert abs(count / shares.period - weight / total) <= len(weights) / LONGEST_PERIOD
     rows = [shares.locate(row) for row in range(start, start + length)]
     found = Counter(source for source, _ in rows)
     before, after = shares.count(start), shares.count(start + length)

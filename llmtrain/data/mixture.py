@@ -14,8 +14,8 @@ from llmtrain.data.batch import Batch
 from llmtrain.data.loader import Rows
 
 LONGEST_PERIOD = 1 << 16
-"""Rows after which the order of the sources repeats itself, at most (but for a row of each source whose share is
-less than one); shares are exact to a part in that."""
+"""Rows after which the order of the sources repeats itself, at most (but for a row of each source whose share
+is less than one); shares are exact to a part in that."""
 
 
 class Shares:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmtrain.model.heads import VocabularyProjection
+from llmtrain.model.heads.vocabulary import VocabularyProjection
 
 
 def use_vector_products(model: nn.Module) -> None:

@@ -278,8 +278,7 @@ def _lives(pid: int) -> bool:
 
 
 def _read_yaml(path: Path) -> Any:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is ten times as fast
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _section(path: Path, read: Any) -> Record:

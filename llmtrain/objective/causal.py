@@ -8,7 +8,7 @@ from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.data.rows import StreamRows
 from llmtrain.data.store import View
 from llmtrain.model.assembled import Backbone
-from llmtrain.model.heads import LanguageModelHead
+from llmtrain.model.heads.vocabulary import LanguageModelHead
 from llmtrain.model.kernels.linear_cross_entropy import PLAIN, LossTerms
 
 

@@ -10,7 +10,7 @@ from llmtrain.data.packed import PackedRows
 from llmtrain.data.spans import SpanRows
 from llmtrain.data.store import View
 from llmtrain.model.assembled import Backbone
-from llmtrain.model.heads import MaskedHead
+from llmtrain.model.heads.vocabulary import MaskedHead
 from llmtrain.model.kernels.linear_cross_entropy import LossTerms
 from llmtrain.schema.objective import MLMConfig
 from llmtrain.utils.errors import ConfigError

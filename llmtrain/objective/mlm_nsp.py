@@ -9,7 +9,7 @@ from llmtrain.data.packed import PackedRows
 from llmtrain.data.pairs import PairRows
 from llmtrain.data.store import View
 from llmtrain.model.assembled import Backbone
-from llmtrain.model.heads import MaskedNextHead
+from llmtrain.model.heads.vocabulary import MaskedNextHead
 from llmtrain.objective.mlm import MLM
 from llmtrain.schema.objective import MLMNSPConfig
 

@@ -30,7 +30,7 @@ from torch.distributed.tensor.parallel import (
 
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import tie, tied_names
-from llmtrain.model.heads import VocabularyProjection
+from llmtrain.model.heads.vocabulary import VocabularyProjection
 from llmtrain.model.kernels.linear_cross_entropy import VocabularyShard
 from llmtrain.model.layers.lora import LoRALinear, Product
 from llmtrain.model.plan import Split

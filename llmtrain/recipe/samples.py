@@ -16,7 +16,7 @@ from llmtrain.generate.decode import Row
 from llmtrain.generate.sampler import choose
 from llmtrain.generate.text import Writer
 from llmtrain.model.assembled import Assembled
-from llmtrain.model.heads import LanguageModelHead, MaskedHead
+from llmtrain.model.heads.vocabulary import LanguageModelHead, MaskedHead
 from llmtrain.parallel.layout import Layout, Replicated
 from llmtrain.schema.fields import LogConfig, SampleConfig
 from llmtrain.utils import dist

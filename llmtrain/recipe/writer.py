@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from llmtrain.generate.products import use_vector_products
 from llmtrain.generate.text import Writer
 from llmtrain.model.assembled import Assembled
-from llmtrain.model.heads import LanguageModelHead
+from llmtrain.model.heads.vocabulary import LanguageModelHead
 from llmtrain.parallel.layout import AUTOCAST_DTYPES
 from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
 from llmtrain.recipe.context import Context

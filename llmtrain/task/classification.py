@@ -17,7 +17,7 @@ from llmtrain.data.samples import Frame, PackedRow, Sample, pack_batch
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.metrics import scores
 from llmtrain.model.assembled import Backbone
-from llmtrain.model.heads import SampleHead
+from llmtrain.model.heads.examples import SampleHead
 from llmtrain.schema.task import ClassificationTask, Pool, Target
 from llmtrain.task.base import Examples, Prediction, ScoreTable, in_blocks, nothing_to_ask, plain
 from llmtrain.task.files import Faults, Row, format_of, holds_plain_text, read_rows, read_texts

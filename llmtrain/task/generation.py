@@ -17,7 +17,8 @@ from llmtrain.data.fill import Poll
 from llmtrain.data.samples import PackedRow, Sample, pack_batch
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.model.assembled import Backbone
-from llmtrain.model.heads import LanguageModelHead, labelled
+from llmtrain.model.heads.parts import labelled
+from llmtrain.model.heads.vocabulary import LanguageModelHead
 from llmtrain.schema.task import GenerationTask, TooLong
 from llmtrain.task.base import Examples, Prediction, ScoreTable, nothing_to_ask
 from llmtrain.task.conversations import Conversation, read_conversations

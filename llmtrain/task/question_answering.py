@@ -21,7 +21,7 @@ from llmtrain.data.samples import Frame, PackedRow, Sample, pack_batch
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.metrics.answers import AnswerScore, cmrc_score, squad_score
 from llmtrain.model.assembled import Backbone
-from llmtrain.model.heads import SpanHead
+from llmtrain.model.heads.examples import SpanHead
 from llmtrain.schema.task import AnswerNormalisation, QuestionAnsweringTask
 from llmtrain.task.answers import best_spans, candidates, softmax
 from llmtrain.task.base import Examples, Prediction, ScoreTable, in_blocks, nothing_to_ask, plain

@@ -22,7 +22,7 @@ from llmtrain.data.samples import Frame, PackedRow, Sample, pack_batch
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.metrics.entities import OUTSIDE, EntityCounts, count_entities, entities
 from llmtrain.model.assembled import Backbone
-from llmtrain.model.heads import TokenHead
+from llmtrain.model.heads.examples import TokenHead
 from llmtrain.schema.task import FileFormat, TokenClassificationTask
 from llmtrain.task.base import Examples, Prediction, ScoreTable, in_blocks, nothing_to_ask
 from llmtrain.task.columns import Sentence, holds_columns, read_columns, read_sentences

@@ -13,7 +13,7 @@ from llmtrain.checkpoint.hf import files as weight_files
 from llmtrain.checkpoint.hf.read import is_hf_directory, read_hf
 from llmtrain.data import wordpiece
 from llmtrain.data.batch import Batch
-from llmtrain.model.heads import MaskedNextHead
+from llmtrain.model.heads.vocabulary import MaskedNextHead
 from llmtrain.utils.errors import ConfigError, DataError
 from tests.helpers import bert
 from tests.helpers.models import make_model

@@ -21,7 +21,8 @@ from llmtrain.data.batch import Batch
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.data.tokenizer_build import bytes_tokenizer
 from llmtrain.model.assembled import Assembled
-from llmtrain.model.heads import LanguageModelHead, MaskedHead, SampleHead, TokenHead
+from llmtrain.model.heads.examples import SampleHead, TokenHead
+from llmtrain.model.heads.vocabulary import LanguageModelHead, MaskedHead
 from llmtrain.schema.model import Activation, BERTConfig, GPTConfig, Norm, Position, RotaryScaling, Scaling
 from llmtrain.schema.tokenizer import BytesTokenizer
 from llmtrain.utils.errors import ConfigError, DataError

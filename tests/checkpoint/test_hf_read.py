@@ -15,7 +15,8 @@ from llmtrain.checkpoint.hf.read import is_hf_directory, read_hf
 from llmtrain.checkpoint.hf.tokenizer import read_tokenizer
 from llmtrain.data import wordpiece
 from llmtrain.data.batch import Batch
-from llmtrain.model.heads import MaskedNextHead, SampleHead
+from llmtrain.model.heads.examples import SampleHead
+from llmtrain.model.heads.vocabulary import MaskedNextHead
 from llmtrain.schema.model import Activation
 from llmtrain.utils.errors import ConfigError, DataError
 from tests.helpers import bert

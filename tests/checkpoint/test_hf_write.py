@@ -12,7 +12,8 @@ from llmtrain.checkpoint.hf.read import read_hf
 from llmtrain.checkpoint.hf.write import Classes, write_hf
 from llmtrain.data import wordpiece
 from llmtrain.data.tokenizer import Tokenizer
-from llmtrain.model.heads import MaskedHead, MaskedNextHead, SampleHead, SpanHead, TokenHead
+from llmtrain.model.heads.examples import SampleHead, SpanHead, TokenHead
+from llmtrain.model.heads.vocabulary import MaskedHead, MaskedNextHead
 from llmtrain.schema.model import Activation, Norm
 from llmtrain.utils.errors import ConfigError, DiskFullError
 from tests.helpers import bert

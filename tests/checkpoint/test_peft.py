@@ -19,7 +19,8 @@ from llmtrain.data.batch import Batch
 from llmtrain.data.tokenizer_build import bytes_tokenizer
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model, materialise
-from llmtrain.model.heads import LanguageModelHead, SampleHead
+from llmtrain.model.heads.examples import SampleHead
+from llmtrain.model.heads.vocabulary import LanguageModelHead
 from llmtrain.model.initialise import initialise
 from llmtrain.model.layers.lora import is_adapter
 from llmtrain.schema.adapt import LoRAConfig

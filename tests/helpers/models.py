@@ -9,7 +9,7 @@ import torch
 from llmtrain.data.batch import Batch
 from llmtrain.model.assembled import Assembled, Backbone, Head
 from llmtrain.model.build import build_model, materialise
-from llmtrain.model.heads import LanguageModelHead
+from llmtrain.model.heads.vocabulary import LanguageModelHead
 from llmtrain.model.initialise import initialise
 from llmtrain.schema.model import BERTConfig, GPTConfig, ModelConfig
 

@@ -8,7 +8,7 @@ import yaml
 
 from llmtrain.data.batch import Batch
 from llmtrain.model.build import build_model
-from llmtrain.model.heads import MaskedHead, MaskedNextHead
+from llmtrain.model.heads.vocabulary import MaskedHead, MaskedNextHead
 from llmtrain.schema.model import Activation, BERTConfig, Norm, Position
 from tests.helpers import bert
 from tests.helpers.models import make_model, random_batch, small_bert

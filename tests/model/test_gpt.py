@@ -7,7 +7,7 @@ import torch
 
 from llmtrain.data.batch import Batch
 from llmtrain.model.build import build_model, tied_names
-from llmtrain.model.heads import LanguageModelHead
+from llmtrain.model.heads.vocabulary import LanguageModelHead
 from llmtrain.schema.model import Activation, GPTConfig, Norm, Position
 from tests.helpers.models import make_model, random_batch, small_config
 

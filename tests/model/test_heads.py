@@ -9,15 +9,8 @@ import torch.nn.functional as F
 
 from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.model.build import tied_names
-from llmtrain.model.heads import (
-    LanguageModelHead,
-    MaskedHead,
-    MaskedNextHead,
-    SampleHead,
-    SpanHead,
-    TokenHead,
-    sample_means,
-)
+from llmtrain.model.heads.examples import SampleHead, SpanHead, TokenHead, sample_means
+from llmtrain.model.heads.vocabulary import LanguageModelHead, MaskedHead, MaskedNextHead
 from llmtrain.schema.task import Pool, Target
 from tests.helpers import bert
 from tests.helpers.models import make_model, random_batch, small_bert, small_config

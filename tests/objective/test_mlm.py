@@ -15,7 +15,7 @@ from llmtrain.data.prepare import prepare
 from llmtrain.data.store import View
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.data.tokenizer_build import bytes_tokenizer
-from llmtrain.model.heads import MaskedHead, MaskedNextHead
+from llmtrain.model.heads.vocabulary import MaskedHead, MaskedNextHead
 from llmtrain.objective.build import build_objective
 from llmtrain.objective.mlm import MLM
 from llmtrain.objective.mlm_nsp import MLMNSP

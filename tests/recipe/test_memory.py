@@ -11,7 +11,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model
-from llmtrain.model.heads import LanguageModelHead, MaskedNextHead
+from llmtrain.model.heads.vocabulary import LanguageModelHead, MaskedNextHead
 from llmtrain.parallel.apply import lay_out
 from llmtrain.parallel.mesh import Mesh
 from llmtrain.recipe.memory import state_bytes

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llmtrain.model.build import build_model
-from llmtrain.model.heads import LanguageModelHead
+from llmtrain.model.heads.vocabulary import LanguageModelHead
 from llmtrain.recipe import resolve
 from llmtrain.schema.fields import Compile, Device, LaunchConfig, Precision, TrainConfig
 from llmtrain.schema.model import GPTConfig

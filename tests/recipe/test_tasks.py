@@ -13,7 +13,8 @@ import torch
 from llmtrain.checkpoint.hf.read import read_hf
 from llmtrain.checkpoint.read import resolve
 from llmtrain.compose.compose import compose
-from llmtrain.model.heads import MaskedHead, SampleHead
+from llmtrain.model.heads.examples import SampleHead
+from llmtrain.model.heads.vocabulary import MaskedHead
 from llmtrain.recipe.checkpointed import (
     CARRIED,
     open_checkpoint,

@@ -23,7 +23,7 @@ from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.data.tokenizer_build import bytes_tokenizer
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model, materialise
-from llmtrain.model.heads import SampleHead
+from llmtrain.model.heads.examples import SampleHead
 from llmtrain.model.initialise import initialise
 from llmtrain.schema.model import BERTConfig, GPTConfig
 from llmtrain.schema.task import ClassificationTask, Pool, Target

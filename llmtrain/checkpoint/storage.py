@@ -16,7 +16,6 @@ from typing import Any
 import torch.distributed as torch_dist
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint._hf_utils import (
     CUSTOM_METADATA_KEY,
@@ -30,12 +29,16 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from llmtrain.checkpoint.disk import check_space, disk_full, durable_entry, is_disk_full
+from llmtrain.checkpoint.disk import (
+    SPACE_MARGIN,
+    check_space,
+    disk_full,
+    durable_entry,
+    is_disk_full,
+    write_tensors,
+)
 from llmtrain.checkpoint.manifest import TENSOR_SUFFIX, FileEntry
 from llmtrain.utils.errors import DiskFullError
-
-SPACE_MARGIN = 1.05
-"""Headers, the other files and the file system's own needs, as a factor on the tensors' bytes."""
 
 
 class TensorWriter(dcp.HuggingFaceStorageWriter):
@@ -82,10 +85,7 @@ class TensorWriter(dcp.HuggingFaceStorageWriter):
             }
             assert tensors.keys() == offsets.keys(), "only tensors can be stored"
             path = Path(self.path) / f"tensors-{plan.storage_data['shard_index']:05d}{TENSOR_SUFFIX}"
-            path.touch()
-            mode = path.stat().st_mode  # that of any new file; safetensors makes it its owner's only
-            save_file(tensors, path, {CUSTOM_METADATA_KEY: json.dumps(offsets), FORMAT_KEY: FORMAT_VALUE})
-            path.chmod(mode)
+            write_tensors(path, tensors, {CUSTOM_METADATA_KEY: json.dumps(offsets), FORMAT_KEY: FORMAT_VALUE})
             with safe_open(path, framework="pt"):  # refuses a file that is shorter than its header says
                 pass
             self.written[path.name] = durable_entry(path)

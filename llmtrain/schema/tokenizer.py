@@ -96,7 +96,23 @@ class TrainedTokenizer(TokenizerConfig):
 
 
 @dataclass
-class BPETokenizer(TrainedTokenizer):
+class SubwordTokenizer(TrainedTokenizer):
+    """What tokenizers share that know every byte, and take the special tokens of a model family."""
+
+    family: Family = Family.gpt
+    """Special tokens: gpt has <|endoftext|>; chatml also the marks of turns <|im_start|> and <|im_end|>;
+    llama <unk> <s> </s>; bert [PAD] [UNK] [CLS] [SEP] [MASK]; roberta <s> <pad> </s> <unk> <mask>."""
+
+    def reserved(self) -> str:
+        return "256 bytes and the special tokens"
+
+    @property
+    def masks(self) -> bool:
+        return self.family in (Family.bert, Family.roberta)
+
+
+@dataclass
+class BPETokenizer(SubwordTokenizer):
     """Byte-pair encoding (Sennrich et al. 2016): of bytes, as GPT-2 does, or of characters with bytes for the
     rare ones, as Llama 2 does."""
 
@@ -112,10 +128,6 @@ class BPETokenizer(TrainedTokenizer):
     byte_fallback: bool = False
     """Merge characters instead of bytes; those that are too rare for a token become their bytes."""
 
-    family: Family = Family.gpt
-    """Special tokens: gpt has <|endoftext|>; chatml also the marks of turns <|im_start|> and <|im_end|>;
-    llama <unk> <s> </s>; bert [PAD] [UNK] [CLS] [SEP] [MASK]; roberta <s> <pad> </s> <unk> <mask>."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.min_frequency > 0, "min_frequency", "must be greater than 0")
@@ -123,16 +135,9 @@ class BPETokenizer(TrainedTokenizer):
     def least(self) -> int:
         return 257
 
-    def reserved(self) -> str:
-        return "256 bytes and the special tokens"
-
-    @property
-    def masks(self) -> bool:
-        return self.family in (Family.bert, Family.roberta)
-
 
 @dataclass
-class UnigramTokenizer(TrainedTokenizer):
+class UnigramTokenizer(SubwordTokenizer):
     """Unigram (Kudo 2018), as SentencePiece does: of all ways to cut a word the likeliest; what has no token
     becomes its bytes."""
 
@@ -151,13 +156,6 @@ class UnigramTokenizer(TrainedTokenizer):
 
     def least(self) -> int:
         return 262
-
-    def reserved(self) -> str:
-        return "256 bytes and the special tokens"
-
-    @property
-    def masks(self) -> bool:
-        return self.family in (Family.bert, Family.roberta)
 
 
 @dataclass

@@ -31,7 +31,7 @@ def test_too_little_space_is_found_before_writing(tmp_path: Path, monkeypatch: p
     save(store, 1)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(storage, "save_file", lambda *args: pytest.fail("wrote"))
+    monkeypatch.setattr(disk, "save_file", lambda *args: pytest.fail("wrote"))
     with pytest.raises(DiskFullError, match="1,000 are free") as caught:
         save(store, 2)
     assert caught.value.exit_code == ExitCode.DISK == 6
@@ -53,7 +53,7 @@ def test_a_disk_that_fills_up_while_writing(
     def fail(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(storage, "save_file", fail)
+    monkeypatch.setattr(disk, "save_file", fail)
     store = make_store(tmp_path)
     with pytest.raises(DiskFullError, match=r"needs .* bytes"):
         save(store, 2)
@@ -64,7 +64,7 @@ def test_other_errors_keep_their_text(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*args: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(storage, "save_file", fail)
+    monkeypatch.setattr(disk, "save_file", fail)
     with pytest.raises(RuntimeError, match="Permission denied"):
         save(make_store(tmp_path), 2)
 

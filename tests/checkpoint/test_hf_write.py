@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from llmtrain.checkpoint.hf import write
+from llmtrain.checkpoint import disk
 from llmtrain.checkpoint.hf.read import read_hf
 from llmtrain.checkpoint.hf.write import Classes, write_hf
 from llmtrain.data import wordpiece
@@ -216,7 +216,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*arguments, **more):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(write, "save_file", fail)
+    monkeypatch.setattr(disk, "save_file", fail)
     with pytest.raises(DiskFullError):
         export(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmtrain.checkpoint import storage
+from llmtrain.checkpoint import disk
 from llmtrain.checkpoint.agree import gather_json, on_rank_0, together
 from llmtrain.checkpoint.manifest import published
 from llmtrain.checkpoint.store import CheckpointStore
@@ -80,18 +80,18 @@ def test_two_processes_share_the_work_and_one_can_read_it(tmp_path: Path) -> Non
 def one_fails(rank: int, directory: Path) -> list[str]:
     store = CheckpointStore(directory, keep=2, report=silent)
     store.save(1, replicated(), {}, {})
-    original = storage.save_file
+    original = disk.save_file
     seen = []
     if rank == 1:
 
         def fail(*args: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        storage.save_file = fail  # type: ignore[assignment]
+        disk.save_file = fail  # type: ignore[assignment]
     with pytest.raises(DiskFullError) as caught:
         store.save(2, replicated(), {}, {})
     seen.append(str(caught.value).splitlines()[1])
-    storage.save_file = original
+    disk.save_file = original
     with pytest.raises((TypeError, RuntimeError), match="not a tensor"):
         store.save(3, {"a": 1.0} if rank == 1 else {"a": torch.ones(1)}, {}, {})  # type: ignore[dict-item]
     path = store.save(4, replicated(), {}, {})  # and they are still in step

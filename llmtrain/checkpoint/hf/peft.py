@@ -7,19 +7,16 @@ side: the matrices A below each other, the matrices B on a diagonal of blocks. P
 from __future__ import annotations
 
 import math
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from llmtrain.checkpoint.disk import durable_entry
+from llmtrain.checkpoint.disk import SPACE_MARGIN, new_directory, write_tensors
 from llmtrain.checkpoint.hf.family import TRANSPOSED, Family, general
 from llmtrain.checkpoint.hf.files import read_object, read_safetensors
 from llmtrain.checkpoint.hf.write import METADATA, json_text
@@ -27,7 +24,6 @@ from llmtrain.checkpoint.weights import Stored
 from llmtrain.model.layers.lora import is_adapter
 from llmtrain.schema.adapt import LoRAConfig
 from llmtrain.utils.errors import ConfigError, DataError
-from llmtrain.utils.io import fsync_directory
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -192,24 +188,17 @@ def write_peft(
 
 
 def publish(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
-    """Write the files under another name, make them durable, and rename the directory."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.mkdir()
-    try:
+    """Write the files, whole or not at all.
+
+    Raises:
+        DiskFullError: there is no room for it; nothing is left behind.
+    """
+    plain = {key: one.detach().float().cpu().clone().contiguous() for key, one in tensors.items()}
+    needed = int(sum(one.nbytes for one in plain.values()) * SPACE_MARGIN)
+    with new_directory(path, needed) as temporary:
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        plain = {key: one.detach().float().cpu().clone().contiguous() for key, one in tensors.items()}
-        save_file(plain, temporary / WEIGHTS, METADATA)
-        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
-        for name in (WEIGHTS, *texts):
-            durable_entry(temporary / name)
-        fsync_directory(temporary)
-        os.rename(temporary, path)
-        fsync_directory(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        write_tensors(temporary / WEIGHTS, plain, METADATA)
 
 
 def base_named(path: Path) -> str | None:

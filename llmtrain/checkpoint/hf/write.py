@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from llmtrain.checkpoint.disk import check_space, disk_full, durable_entry, is_disk_full
+from llmtrain.checkpoint.disk import SPACE_MARGIN, new_directory, write_tensors
 from llmtrain.checkpoint.hf.families import FAMILIES, family_for
 from llmtrain.checkpoint.hf.family import Family
 from llmtrain.checkpoint.hf.files import INDEX, WEIGHTS
@@ -25,10 +22,6 @@ from llmtrain.data.tokenizer import SPECIAL, Tokenizer
 from llmtrain.data.tokenizer_settings import GENERATION, SETTINGS, token_in
 from llmtrain.schema.model import ModelConfig
 from llmtrain.utils.errors import ConfigError
-from llmtrain.utils.io import fsync_directory
-
-SPACE_MARGIN = 1.05
-"""Headers and the other files, as a factor on the tensors' bytes."""
 
 OF_ONE_MACHINE = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "auto_map")
 """Settings of a foreign tokenizer that mean something only where it was made."""
@@ -227,42 +220,25 @@ def shards(tensors: Mapping[str, Stored], itemsize: int, limit: int) -> dict[str
 
 
 def publish(path: Path, tensors: Mapping[str, Stored], texts: dict[str, str], form: Form) -> None:
-    """Write the files under another name, make them durable, and rename the directory.
+    """Write the files and check them, whole or not at all.
 
     Raises:
         DiskFullError: there is no room for it; nothing is left behind.
     """
     itemsize = form.dtype.itemsize
     size = sum(stored.shape.numel() for stored in tensors.values()) * itemsize
-    needed = int(size * SPACE_MARGIN)
     files = shards(tensors, itemsize, form.shard_bytes)
     if len(files) > 1:
         placed = {key: name for name, keys in files.items() for key in keys}
         texts = {**texts, INDEX: json_text({"metadata": {"total_size": size}, "weight_map": placed})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    check_space(path.parent, needed)
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    temporary.mkdir()
-    try:
+    with new_directory(path, int(size * SPACE_MARGIN)) as temporary:
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         for name, keys in files.items():
             part = {key: plain(tensors[key].read(), form.dtype) for key in keys}
-            save_file(part, temporary / name, METADATA)
+            write_tensors(temporary / name, part, METADATA)
             del part  # before the next one is made
-            # safetensors gives it to its owner only
-            (temporary / name).chmod((temporary / CONFIG).stat().st_mode)
-        for name in (*files, *texts):
-            durable_entry(temporary / name)
-        fsync_directory(temporary)
         form.check(temporary)
-        os.rename(temporary, path)
-        fsync_directory(path.parent)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if is_disk_full(error):
-            raise disk_full(path, needed) from error
-        raise
 
 
 METADATA = {"format": "pt"}

@@ -220,7 +220,11 @@ def check_group(
         return check_tree(schema, data, registry, where, prefix, partial)
     if kind is None and partial:
         return []
-    fix = suggest(str(kind or ""), registry.groups[group])
+    if kind is None:  # keys of a group that nothing is chosen of by default
+        given = ", ".join(f"{prefix}.{key}" for key in data)
+        choices = " or ".join(f"{group}={one}" for one in registry.groups[group])
+        return [Problem(f"{given} is given, but no {group} is chosen", where, f"give {choices} too")]
+    fix = suggest(str(kind), registry.groups[group])
     return [Problem(f"{prefix}.kind is {kind!r}, which names no {group}", where, fix)]
 
 

@@ -37,6 +37,7 @@ class Backbone(nn.Module, ABC):
         activation: of its feed-forward layers, for heads that have one too.
         tie_embeddings: whether an output projection shares the weight of the embedding.
         dropout_rate: for heads.
+        token_shares: processes that share out the tokens of a row (context parallel).
         recompute: forget what blocks compute, and compute it again in the backward pass.
     """
 
@@ -50,6 +51,7 @@ class Backbone(nn.Module, ABC):
     activation: Activation
     tie_embeddings: bool
     dropout_rate: float
+    token_shares: int = 1
     recompute: bool = False
 
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
@@ -77,8 +79,9 @@ class Backbone(nn.Module, ABC):
         masks, rotation = self.masks(batch), self.rotation(batch)
         if cache is not None:
             assert self.causal, "only what looks back can go on from what it has read"
+            mask = self.cache_mask(cache)
             for number in numbers:
-                x_BTD = self.blocks[number](x_BTD, cache.mask, rotation, cache.block(number))
+                x_BTD = self.blocks[number](x_BTD, mask, rotation, cache.block(number))
             return x_BTD
         for number in numbers:
             block, arguments = self.blocks[number], (masks[number], rotation)
@@ -98,6 +101,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def masks(self, batch: Batch) -> Mapping[str, Tensor | None]:
         """Where the queries of each block may look, (B or 1, 1, T, T) bool; see `attention`."""
+
+    def cache_mask(self, cache: KVCache) -> Tensor | None:
+        """Where the tokens that are being read may look; see `KVCache.mask`."""
+        return cache.mask
+
+    def row_length(self, batch: Batch) -> int:
+        """Tokens of a whole row, also where a batch has a share of them: what attention works on."""
+        return batch.ids.shape[1] * self.token_shares
 
     def rotation(self, batch: Batch) -> Rotation | None:
         """Rotation of queries and keys, where a family has rotary positions."""

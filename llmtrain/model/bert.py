@@ -65,9 +65,8 @@ class BERT(Transformer):
         documents = batch.documents
         mask = near = None if documents is None else document_mask(documents, causal=False)
         if self.config.local_window is not None:
-            # Documents stand for all tokens of a row, also where ids are a share of them (context parallel).
-            length = batch.ids.shape[1] if documents is None else documents.shape[1]
-            near = local_mask(length, self.config.local_window, batch.ids.device)
+            side = self.config.local_window // 2
+            near = local_mask(self.row_length(batch), side, side, batch.ids.device)
             near = near if mask is None else mask & near
         return {number: near if self.is_local(int(number)) else mask for number in self.blocks}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from llmtrain.model.assembled import Assembled, Backbone, Head
 from llmtrain.model.bert import BERT
@@ -29,9 +30,24 @@ def build_model(
         build_head: `Objective.build_head`: what is learned decides the head.
         builders: the families.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         backbone = builders[type(config)](config)
         return Assembled(backbone, build_head(backbone))
+
+
+class Undrawn(TorchFunctionMode):
+    """Modules that are made leave their weights undrawn: they have no memory yet, and come to theirs later.
+
+    The first draw on the meta device makes PyTorch import its compiler, which takes more than a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called for each function of PyTorch."""
+        if func is torch.nn.init.normal_:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def materialise(model: nn.Module, device: torch.device) -> None:

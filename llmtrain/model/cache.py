@@ -26,6 +26,7 @@ class KVCache:
 
     Attributes:
         lengths: tokens of each row.
+        mask: where the tokens that are being read may look, (B, 1, T, S) bool; None: see `cached_attention`.
         blocks: of each transformer block, by its number.
     """
 
@@ -55,7 +56,16 @@ class KVCache:
             self.mask = (slots <= positions_BT[..., None])[:, None]
         self._place: slice | Tensor = slice(first, first + length) if first is not None else positions_BT
         self._end = max(starts) + length
+        self._positions = positions_BT
         return Batch(ids_BT, positions=positions_BT)
+
+    def mask_within(self, window: int) -> Tensor | None:
+        """`mask` for attention that looks at so many tokens, the one that looks included."""
+        if self._end <= window:
+            return self.mask
+        slots = torch.arange(self._end, device=self._positions.device)
+        behind = self._positions[..., None] - slots
+        return ((behind >= 0) & (behind < window))[:, None]
 
     def block(self, number: str) -> BlockCache:
         """The part of a block."""

@@ -107,14 +107,12 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-def resolve_compile(compile: Compile, device: torch.device, precision: Precision, flops: float) -> Compile:
-    """Whether to compile: on CUDA always; on a CPU when the run is long and there is a C++ compiler, but not
-    in bf16, for which our own kernels are faster as they are (`model/kernels/attention.py`).
+def resolve_compile(compile: Compile, device: torch.device, flops: float) -> Compile:
+    """Whether to compile: on CUDA always; on a CPU when the run is long and there is a C++ compiler.
 
     Args:
         compile: what the config says.
         device: of the workers.
-        precision: that was settled on.
         flops: operations of the whole training, for one process.
     """
     if compile is not Compile.auto:
@@ -122,6 +120,5 @@ def resolve_compile(compile: Compile, device: torch.device, precision: Precision
     if device.type == "cuda":
         return Compile.always
     compiler = shutil.which("g++") or shutil.which("clang++")
-    slower = device.type != "cpu" or precision is Precision.bf16
-    pays = not slower and compiler is not None and flops > COMPILE_PAYS_FLOPS
+    pays = device.type == "cpu" and compiler is not None and flops > COMPILE_PAYS_FLOPS
     return Compile.always if pays else Compile.never

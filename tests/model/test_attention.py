@@ -1,10 +1,13 @@
 """Attention: the explicit kernel against plain operations, masks, and which route is taken."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from llmtrain.model.kernels import attention as kernel
+from llmtrain.model.kernels.gelu import GELU, exact_gelu
 from llmtrain.model.layers import attention as layer
 from llmtrain.model.layers.attention import attention, document_mask, local_mask
 from tests.helpers.models import make_model, small_bert, small_config
@@ -40,6 +43,41 @@ def test_equals_plain_operations(monkeypatch, max_scores, documents, rate):
     expected = results(kernel.attention_reference, *example(), mask, rate)
     for ours, theirs in zip(results(kernel.short_attention, *example(), mask, rate), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("documents", [None, DOCUMENTS, DOCUMENTS[:1]])
+@pytest.mark.parametrize("block", [1, 3, 8])
+def test_causal_blocks_equal_plain_operations(monkeypatch, block, documents, rate):
+    """A block of queries is multiplied only with the keys that it may see."""
+    monkeypatch.setattr(kernel, "BLOCK", block)
+    mask = None if documents is None else document_mask(documents, causal=True)
+    expected = results(partial(kernel.attention_reference, causal=True), *example(), mask, rate)
+    found = results(partial(kernel.short_attention, causal=True), *example(), mask, rate)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_operators_are_what_they_say():
+    """Shapes and formats for tracers, no hidden writes, and gradients that are registered right."""
+    _, q, k, v = example(rows=2, heads=1, length=3, width=2)
+    inputs = [part.detach().contiguous().requires_grad_() for part in (q, k, v)]
+    mask = document_mask(torch.tensor([[0, 0, 1], [0, 1, 1]]), causal=True)
+    keep = torch.ones(2, 3, 3, dtype=torch.uint8)
+    torch.library.opcheck(kernel.attend, (*inputs, mask, keep, 1.25, True, True))
+    torch.library.opcheck(exact_gelu, (torch.linspace(-3, 3, 7).requires_grad_(),))
+
+
+@pytest.mark.parametrize("tanh", [True, False])
+def test_gelu_of_compiled_code_is_the_same_function(monkeypatch, tanh):
+    x = torch.linspace(-6, 6, 1001, dtype=torch.float64, requires_grad=True)
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        y = GELU(tanh)(x)
+        found.append((y.detach(), *torch.autograd.grad(y.sum(), x)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25])
@@ -107,7 +145,7 @@ def test_document_mask_shows_own_document_and_with_causal_what_stands_before():
 
 
 def test_local_mask_shows_half_a_window_to_each_side():
-    mask = local_mask(9, 4, torch.device("cpu"))[0, 0]
+    mask = local_mask(9, 2, 2, torch.device("cpu"))[0, 0]
     assert mask[4].tolist() == [False, False, True, True, True, True, True, False, False]
     assert torch.equal(mask, mask.T)
 

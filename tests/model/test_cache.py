@@ -18,7 +18,12 @@ LLAMA = {
     "bias": False,
     "num_kv_heads": 2,
 }
-CONFIGS = [small_config(), small_config(**LLAMA), small_config(**LLAMA | {"num_kv_heads": 1})]
+CONFIGS = [
+    small_config(),
+    small_config(**LLAMA),
+    small_config(**LLAMA | {"num_kv_heads": 1}),
+    small_config(**LLAMA | {"window": 5}),
+]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 """fp32; products of other shapes round otherwise."""
 

@@ -1,13 +1,16 @@
 """GPT: shapes, variants, documents, and parity with transformers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers.activations import ACT2FN
 
 from llmtrain.data.batch import Batch
 from llmtrain.model.build import build_model, tied_names
 from llmtrain.model.heads.vocabulary import LanguageModelHead
+from llmtrain.model.layers.mlp import SquaredReLU, build_activation
 from llmtrain.schema.model import Activation, GPTConfig, Norm, Position
 from tests.helpers.models import make_model, random_batch, small_config
 
@@ -116,6 +119,55 @@ def test_ties_survive_materialisation():
     assert tied_names(tied) == [("backbone.embedding.weight", "head.projection.weight")]
     assert "head.projection.weight" not in dict(tied.named_parameters())
     assert tied_names(make_model(small_config(tie_embeddings=False))) == []
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_with_a_window_a_token_looks_at_so_many(documents):
+    """One layer: the hidden state of a token changes with those in its window and with no other."""
+    model = make_model(small_config(num_layers=1, window=4)).eval()
+    batch = random_batch(rows=1, length=12)
+    if documents:
+        batch = replace(batch, documents=torch.tensor([[0] * 7 + [1] * 5]))
+    before = model.backbone(batch)
+    for place in range(12):
+        ids = batch.ids.clone()
+        ids[0, place] = (ids[0, place] + 1) % 50
+        changed = (model.backbone(replace(batch, ids=ids)) != before).any(-1)[0]
+        end = 7 if documents and place < 7 else 12
+        seers = range(place, min(place + 4, end))
+        assert changed.nonzero()[:, 0].tolist() == list(seers)
+
+
+def test_a_window_as_long_as_the_row_changes_nothing():
+    batch = random_batch(length=16)
+    wide, none = (make_model(small_config(window=window)) for window in (16, None))
+    assert wide.sums(batch)["loss"].equal(none.sums(batch)["loss"])
+    assert wide.flops_per_token(16, 1) == none.flops_per_token(16, 1)
+    narrow = make_model(small_config(window=4))
+    assert wide.flops_per_token(16, 1) - narrow.flops_per_token(16, 1) == 12 * 2 * 32 * 12
+
+
+def test_squared_relu_is_that_of_transformers():
+    """Its gradient too."""
+    x = torch.linspace(-2, 2, 9, requires_grad=True)
+    ours, theirs = (one(x) for one in (build_activation(Activation.relu_squared), ACT2FN["relu2"]))
+    assert ours.equal(theirs)
+    assert torch.autograd.grad(ours.sum(), x)[0].equal((2 * x.detach()).clamp(min=0))
+    block = make_model(small_config(activation=Activation.relu_squared)).backbone.blocks["0"]
+    assert isinstance(block.mlp.activation, SquaredReLU)
+    assert block.mlp.up.out_features == 4 * 32
+
+
+def test_output_projections_of_branches_start_at_zero_by_option():
+    """Every block then passes on what it gets."""
+    model = make_model(small_config(zero_init=True))
+    batch = random_batch()
+    stream = model.backbone.embed(batch)
+    assert model.backbone.run(stream, batch, model.backbone.blocks).equal(stream)
+    usual = dict(make_model(small_config()).named_parameters())
+    for name, parameter in model.named_parameters():
+        zero = name.endswith(("attention.out.weight", "mlp.down.weight"))
+        assert not parameter.any() if zero else parameter.equal(usual[name])
 
 
 def test_flops_follow_the_formula():

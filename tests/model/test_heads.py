@@ -270,6 +270,23 @@ def test_sample_losses_are_weighted_by_class():
     torch.testing.assert_close(model.sums(batch)["loss"], expected)
 
 
+@pytest.mark.parametrize("weights", [[], [0.5, 2.0, 1.0, 0.0]])
+def test_targets_of_samples_are_smoothed(weights):
+    """The loss with targets of 1 - s + s / C and s / C, written out, and as the mean that torch makes."""
+    head = partial(SampleHead, num_outputs=4, weights=weights, label_smoothing=0.2)
+    model = make_model(bert.config(), build_head=head).eval()
+    batch = arranged(token_labels(), CLASSES)["packed"]
+    scores, classes = model.predict(batch)[0, :NUM_SAMPLES], torch.tensor(CLASSES)
+    smooth = F.one_hot(classes, 4) * 0.8 + 0.2 / 4
+    each = torch.tensor(weights or [1.0] * 4)
+    loss = model.sums(batch)["loss"]
+    torch.testing.assert_close(loss, F.cross_entropy(scores, smooth, each, reduction="sum"))
+    mean = F.cross_entropy(scores, classes, each, label_smoothing=0.2)
+    torch.testing.assert_close(loss / each[classes].sum(), mean)
+    other = make_model(bert.config(), build_head=partial(SampleHead, num_outputs=4, weights=weights)).eval()
+    assert not torch.allclose(loss, other.sums(batch)["loss"])
+
+
 def test_several_labels_are_weighted_by_class():
     weights = [0.5, 2.0, 1.0, 0.0]
     head = partial(SampleHead, num_outputs=4, weights=weights, target=Target.labels)

@@ -37,9 +37,11 @@ def gradients(function, *arguments, scale: float = 0.37):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("chunk_rows", [1, 7, 1000])
-def test_equals_reference_whatever_the_chunks(monkeypatch, chunk_rows, bias):
+@pytest.mark.parametrize("cached_rows", [1, 3, 1000])
+def test_equals_reference_whatever_the_chunks(monkeypatch, chunk_rows, cached_rows, bias):
     arguments = example(bias=bias)
     monkeypatch.setattr(kernel, "MAX_LOGITS", chunk_rows * 50)
+    monkeypatch.setattr(kernel, "CACHED_LOGITS", cached_rows * 50)
     expected = gradients(kernel.linear_cross_entropy_reference, *arguments)
     actual = gradients(kernel.linear_cross_entropy, *arguments)
     for ours, theirs in zip(actual, expected, strict=True):
@@ -73,6 +75,12 @@ def test_gradcheck(monkeypatch):
     assert torch.autograd.gradcheck(
         lambda h, w, b: kernel.linear_cross_entropy(h, w, labels, vocab, b)[0], (hidden, weight, bias)
     )
+
+
+def test_of_equal_logits_the_first_class_counts():
+    hidden, weight = torch.ones(3, 1), torch.tensor([[1.0], [2.0], [2.0], [0.0]])
+    correct = kernel.linear_cross_entropy(hidden, weight, torch.tensor([0, 1, 2]), 4, count_correct=True)[1]
+    assert correct == 1
 
 
 def test_padded_rows_get_no_gradient():

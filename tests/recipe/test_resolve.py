@@ -105,17 +105,11 @@ def test_precision_follows_the_hardware_unless_it_is_given(monkeypatch, amx):
 
 
 def test_long_runs_are_compiled_where_there_is_a_compiler(monkeypatch):
-    def decision(
-        flops: float,
-        compiler: str | None = "/bin/g++",
-        choice: Compile = Compile.auto,
-        precision: Precision = Precision.fp32,
-    ) -> Compile:
+    def decision(flops: float, compiler: str | None = "/bin/g++", choice: Compile = Compile.auto) -> Compile:
         monkeypatch.setattr(shutil, "which", lambda name: compiler)
-        return resolve.resolve_compile(choice, CPU, precision, flops)
+        return resolve.resolve_compile(choice, CPU, flops)
 
     assert decision(1e18) is Compile.always
     assert decision(1e9) is Compile.never
     assert decision(1e18, compiler=None) is Compile.never
-    assert decision(1e18, precision=Precision.bf16) is Compile.never
     assert decision(1e9, choice=Compile.always) is Compile.always

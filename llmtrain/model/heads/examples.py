@@ -29,6 +29,7 @@ class SampleHead(Head):
             `Batch.first`), or the mean over its tokens. An encoder's first state goes through a `Pooler`.
         target: label (cross-entropy), labels (binary cross-entropies) or number (squared error).
         weights: of each class in the loss; none is 1 for all.
+        label_smoothing: share of the target that is spread over all classes (Szegedy et al. 2016, section 7).
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class SampleHead(Head):
         pool: Pool = Pool.auto,
         target: Target = Target.label,
         weights: Sequence[float] = (),
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         assert len(weights) in (0, num_outputs), (len(weights), num_outputs)
         if pool is Pool.auto:
             pool = Pool.last if backbone.causal else Pool.first
         self.pool, self.target, self.weights = pool, target, ClassWeights(weights)
+        self.label_smoothing = label_smoothing
         has_pooler = pool is Pool.first and not backbone.causal
         self.pooler = Pooler(backbone.dim) if has_pooler else None
         self.dropout = Dropout(backbone.dropout_rate)
@@ -55,9 +58,15 @@ class SampleHead(Head):
         scores_NC, targets = self.predict(hidden_BTD, batch).flatten(0, 1), batch.sample_labels.flatten(0, 1)
         weights = self.weights.on(scores_NC.device)
         if self.target is Target.label:
-            return {
-                "loss": F.cross_entropy(scores_NC, targets, weights, ignore_index=IGNORE, reduction="sum")
-            }
+            loss = F.cross_entropy(
+                scores_NC,
+                targets,
+                weights,
+                ignore_index=IGNORE,
+                reduction="sum",
+                label_smoothing=self.label_smoothing,
+            )
+            return {"loss": loss}
         given = targets != IGNORE
         targets = targets.where(given, 0).to(scores_NC.dtype)
         if self.target is Target.number:

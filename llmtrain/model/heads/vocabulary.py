@@ -19,7 +19,7 @@ from llmtrain.model.kernels.linear_cross_entropy import (
     VocabularyShard,
     linear_cross_entropy,
 )
-from llmtrain.model.layers.mlp import build_gelu
+from llmtrain.model.layers.mlp import build_activation
 from llmtrain.model.plan import Split, TensorPlan
 
 
@@ -121,7 +121,7 @@ class MaskedProjection(nn.Module):
     def __init__(self, backbone: Backbone, terms: LossTerms = PLAIN) -> None:
         super().__init__()
         self.dense = nn.Linear(backbone.dim, backbone.dim)
-        self.activation = build_gelu(backbone.activation)
+        self.activation = build_activation(backbone.activation)
         self.norm = nn.LayerNorm(backbone.dim, eps=backbone.norm_eps)
         self.projection = VocabularyProjection(backbone, bias=True, terms=terms)
 

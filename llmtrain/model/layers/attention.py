@@ -28,10 +28,11 @@ def document_mask(documents_BT: Tensor, causal: bool) -> Tensor:
     return same.tril() if causal else same
 
 
-def local_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """Where a query may look when it sees only half a window to each side: (1, 1, T, T) bool."""
+def local_mask(length: int, behind: int, ahead: int, device: torch.device) -> Tensor:
+    """Where a query may look when it sees only so many tokens on each side of it: (1, 1, T, T) bool."""
     places = torch.arange(length, device=device)
-    return ((places[:, None] - places).abs() <= window // 2)[None, None]
+    distance = places[:, None] - places
+    return ((distance <= behind) & (distance >= -ahead))[None, None]
 
 
 def attention(
@@ -57,10 +58,7 @@ def attention(
         (B, H, T, K)
     """
     if _explicit_is_faster(q_BHTK, k_BGTK, dropout):
-        if mask is None and causal:
-            length = q_BHTK.shape[2]
-            mask = q_BHTK.new_ones((1, 1, length, length), dtype=torch.bool).tril()
-        return short_attention(q_BHTK, k_BGTK, v_BGTK, mask, dropout)
+        return short_attention(q_BHTK, k_BGTK, v_BGTK, mask, dropout, causal)
     return F.scaled_dot_product_attention(
         q_BHTK,
         k_BGTK,

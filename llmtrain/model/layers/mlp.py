@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmtrain.model.kernels.gelu import GELU
 from llmtrain.model.layers.attention import fused_linear
 from llmtrain.schema.model import Activation
 
@@ -17,20 +18,28 @@ GATES: dict[Activation, Callable[[Tensor], Tensor]] = {
 """Activations that have a gate, and what is done to it."""
 
 
+class SquaredReLU(nn.Module):
+    """max(x, 0) squared (So et al. 2021, "Primer"): as good as a gate, without the weights of one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return F.relu(x).square()
+
+
 class FeedForward(nn.Module):
     """Up, activation, down.
 
     Args:
         dim: D.
         hidden_dim: F.
-        activation: gelu (exact) or gelu_tanh (GPT-2's approximation).
+        activation: gelu (exact), gelu_tanh (GPT-2's approximation) or relu_squared.
         bias: whether the projections have biases.
     """
 
     def __init__(self, dim: int, hidden_dim: int, activation: Activation, bias: bool) -> None:
         super().__init__()
         self.up = nn.Linear(dim, hidden_dim, bias=bias)
-        self.activation = build_gelu(activation)
+        self.activation = build_activation(activation)
         self.down = nn.Linear(hidden_dim, dim, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -61,9 +70,12 @@ class GatedFeedForward(nn.Module):
         return self.down(self.activation(gate_BTF) * up_BTF)
 
 
-def build_gelu(activation: Activation) -> nn.GELU:
-    """The GELU of a model (Hendrycks & Gimpel 2016): exact unless it is named as approximated by tanh."""
-    return nn.GELU(approximate="tanh" if activation is Activation.gelu_tanh else "none")
+def build_activation(activation: Activation) -> nn.Module:
+    """The activation of layers without a gate: squared ReLU where it is named, and else the GELU (Hendrycks &
+    Gimpel 2016), exact unless it is named as approximated by tanh."""
+    if activation is Activation.relu_squared:
+        return SquaredReLU()
+    return GELU(tanh=activation is Activation.gelu_tanh)
 
 
 def build_mlp(dim: int, hidden_dim: int | None, activation: Activation, bias: bool) -> nn.Module:

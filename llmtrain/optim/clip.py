@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
 
 PART = 512
 """Numbers whose squares are summed up in fp32."""
@@ -32,7 +31,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The global L2 norm of the gradients that are there, a scalar."""
     gradients = [one.grad for one in parameters if one.grad is not None]
     norm = torch.nn.utils.get_total_norm([part_norms(gradient) for gradient in gradients])
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return norm.float()
 
 
@@ -45,7 +44,9 @@ def part_norms(gradient: Tensor) -> Tensor:
     """
     if gradient.device.type != "cpu":
         return gradient
-    if isinstance(gradient, DTensor):
+    if hasattr(gradient, "to_local") and hasattr(gradient, "placements") and hasattr(gradient, "device_mesh"):
+        from torch.distributed.tensor import DTensor, Shard  # takes a second, which one process need not wait
+
         norms = part_norms(gradient.to_local())
         # Which part of the tensor a share is of makes no difference to the sum of squares.
         places = [Shard(0) if one.is_shard() else one for one in gradient.placements]
@@ -60,7 +61,9 @@ def part_norms(gradient: Tensor) -> Tensor:
 
 def clip_by_norm(parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor) -> None:
     """Scale all gradients by `max_norm / norm` where that is below 1; `max_norm` 0 leaves them alone."""
-    if max_norm > 0:
+    # On a CPU one may look at the norm without waiting, and need not multiply by 1; NaN is not below either.
+    small = norm.device.type == "cpu" and bool(norm + 1e-6 <= max_norm)
+    if max_norm > 0 and not small:
         # A factor of NaN would spoil every gradient and hide which one was bad; infinity zeroes the good.
         torch.nn.utils.clip_grads_with_norm_(
             [one for one in parameters if one.grad is not None],

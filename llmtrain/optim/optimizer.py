@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmtrain.optim.adafactor import Adafactor
 from llmtrain.optim.lion import Lion
+from llmtrain.optim.muon import Muon
 from llmtrain.schema.optim import (
     AdafactorConfig,
     AdamConfig,
     AdamWConfig,
     LionConfig,
+    MuonConfig,
     OptimConfig,
+    Products,
     SGDConfig,
 )
 from llmtrain.utils.errors import ConfigError
@@ -26,28 +30,31 @@ def parameter_groups(
     parameters: dict[str, nn.Parameter], config: OptimConfig, embeddings: set[str], num_blocks: int
 ) -> list[dict[str, Any]]:
     """Groups of one weight decay and one rate: matrices decay; norms, biases and (by default) embeddings do
-    not; with `layer_decay` the rate of a group falls with its distance from the head.
+    not; with `layer_decay` the rate of a group falls with its distance from the head. Where the optimizer
+    tells them apart, the matrices of the blocks are groups with `hidden`.
 
     Args:
         parameters: name -> parameter, each once; those that are frozen are left out.
-        config: `weight_decay`, `decay_embeddings`, `lr` and `layer_decay` are used.
+        config: `weight_decay`, `decay_embeddings`, the rate and `layer_decay` are used.
         embeddings: names that belong to embeddings.
         num_blocks: of the whole model; in a pipeline some are elsewhere.
     """
-    groups: dict[tuple[bool, int], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, int, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and (config.decay_embeddings or name not in embeddings)
             distance = distance_from_head(name, num_blocks) if config.layer_decay < 1 else 0
-            groups.setdefault((decays, distance), []).append(parameter)
+            hidden = config.tells_hidden and parameter.ndim == 2 and block_number(name) >= 0
+            groups.setdefault((decays, distance, hidden), []).append(parameter)
     nothing: dict[str, Any] = {"params": [], "lr": config.lr}  # a stage of a pipeline may be all frozen
     return [
         {
-            "params": groups[decays, distance],
+            "params": groups[decays, distance, hidden],
             "weight_decay": config.weight_decay if decays else 0.0,
-            "lr": config.lr * config.layer_decay**distance,
+            "lr": config.rate(hidden) * config.layer_decay**distance,
         }
-        for decays, distance in sorted(groups, key=lambda key: (not key[0], key[1]))
+        | ({"hidden": hidden} if config.tells_hidden else {})
+        for decays, distance, hidden in sorted(groups, key=lambda key: (not key[0], key[1], key[2]))
     ] or [nothing]
 
 
@@ -114,22 +121,26 @@ def build_adam(config: AdamConfig, groups: list[dict[str, Any]]) -> torch.optim.
 
 
 def build_sgd(config: SGDConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """torch's SGD, fused."""
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
-    )
+    """torch's SGD, fused, which for shares of tensors it is not."""
+    shared = any(hasattr(one, "to_local") for group in groups for one in group["params"])
+    form = {"foreach": True} if shared else {"fused": True}
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, **form)
 
 
 def build_adafactor(config: AdafactorConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """torch's Adafactor."""
-    return torch.optim.Adafactor(
-        groups, lr=config.lr, beta2_decay=config.beta2_decay, d=config.clip_update, foreach=False
-    )
+    """Ours: torch's does not take shares of matrices."""
+    return Adafactor(groups, config.lr, config.beta2_decay, config.clip_update)
 
 
 def build_lion(config: LionConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Ours: torch has none."""
     return Lion(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+
+
+def build_muon(config: MuonConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Ours: torch's takes one matrix after another, no shares of matrices, and nothing else."""
+    products = torch.float32 if config.products is Products.fp32 else torch.bfloat16
+    return Muon(groups, config.momentum, products, (config.beta1, config.beta2), config.eps)
 
 
 OPTIMIZERS: dict[type, Callable[[Any, list[dict[str, Any]]], torch.optim.Optimizer]] = {
@@ -138,6 +149,7 @@ OPTIMIZERS: dict[type, Callable[[Any, list[dict[str, Any]]], torch.optim.Optimiz
     SGDConfig: build_sgd,
     AdafactorConfig: build_adafactor,
     LionConfig: build_lion,
+    MuonConfig: build_muon,
 }
 """Optimizers."""
 
@@ -168,13 +180,14 @@ def create_state(optimizer: torch.optim.Optimizer) -> None:
     """Make the optimizer's state tensors now, so that loading and saving find the same names.
 
     A step with zero gradients and learning rate 0 changes no parameter; the step counters that it
-    leaves behind are set back to 0.
+    leaves behind are set back to 0. Parameters whose state is already there are passed over.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+            if parameter not in optimizer.state:
+                parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -29,6 +29,7 @@ def share_tokens(model: Assembled, group: torch_dist.ProcessGroup) -> None:
     def give(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         return heads_for_tokens(output, group)
 
+    model.backbone.token_shares = group.size()
     for module in model.modules():
         if isinstance(module, AttentionCore):
             module.register_forward_pre_hook(take)

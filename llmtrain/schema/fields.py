@@ -31,6 +31,7 @@ class ActivationCheckpointing(str, Enum):
     """What of a forward pass is computed again in the backward pass instead of being kept."""
 
     none = "none"
+    selective = "selective"
     full = "full"
 
 
@@ -41,6 +42,16 @@ class Device(str, Enum):
     cpu = "cpu"
     cuda = "cuda"
     mps = "mps"
+
+
+class Allocator(str, Enum):
+    """Memory allocator of the workers."""
+
+    auto = "auto"
+    system = "system"
+    glibc = "glibc"
+    jemalloc = "jemalloc"
+    tcmalloc = "tcmalloc"
 
 
 class Resume(str, Enum):
@@ -78,6 +89,10 @@ class RunConfig:
 
     seed: int = 1337
     """Seed of everything random: weights, order of rows, dropout."""
+
+    deterministic: bool = False
+    """Take only operations that give the same bits in every run on a machine; one that has no such form ends
+    the run. On a CPU all do anyway; on GPUs it costs time."""
 
     plugins: list[str] = field(default_factory=list)
     """Folders with your own `schema.py`, `build.py` and `configs/`. Only the command line and your own
@@ -118,7 +133,8 @@ class TrainConfig:
 
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
     """full keeps only what enters each block and computes the rest again in the backward pass (Chen et al.
-    2016): a third more work, and much less memory."""
+    2016): a third more work, and much less memory. selective keeps results of matrix products and of fused
+    attention too: less of both."""
 
     max_bad_steps: int = 10
     """Consecutive steps with a non-finite loss or gradient (each is skipped) before the run gives up."""
@@ -145,6 +161,14 @@ class LaunchConfig:
     threads: int | None = None
     """CPU threads of each worker. Default: the cores of the machine shared among its workers, or
     OMP_NUM_THREADS where that is set."""
+
+    bind: bool = True
+    """Give each of several workers on CPUs cores of its own, where there are enough."""
+
+    allocator: Allocator = Allocator.auto
+    """Memory allocator of the workers. auto and glibc keep what a step gives back, in huge pages (auto: where
+    the work is done on CPUs); system changes nothing; jemalloc and tcmalloc are taken where they are
+    installed. GLIBC_TUNABLES, MALLOC_CONF and an LD_PRELOAD of your own go first."""
 
     max_restarts: int = 3
     """When one of several workers is killed, all start again from the last checkpoint: at most so many times
@@ -200,6 +224,10 @@ class CheckpointConfig:
     best: bool = True
     """Keep the checkpoint with the best validation score, under `checkpoints/best`: the lowest loss, or the
     task's metric and, where that is equal, the lower loss."""
+
+    background: bool = True
+    """Write checkpoints while the training goes on; it pauses only to copy the tensors to memory of the host,
+    as much as a checkpoint has bytes. Where that is too short, it waits."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "every", "must not be negative")

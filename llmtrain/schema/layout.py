@@ -13,11 +13,12 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from llmtrain.schema.fields import Device, Precision
+from llmtrain.schema.fields import ActivationCheckpointing, Device, Precision
 from llmtrain.schema.model import GPTConfig, ModelConfig, TransformerConfig
 from llmtrain.schema.parallel import (
     AXES,
     Degrees,
+    PipelineSchedule,
     count_processes,
     microbatch_rows,
     resolve_degrees,
@@ -244,6 +245,24 @@ def half_precision(case: Case) -> Refusal | None:
     return Refusal(what, "precision", {"precision": [Precision.bf16, Precision.fp32]})
 
 
+def one_backward_pass(case: Case) -> Refusal | None:
+    """What is kept of a block serves one backward pass; the zero-bubble schedule makes two of it."""
+    train, schedule = case.config.train, case.config.parallel.schedule
+    if train.activation_checkpointing is not ActivationCheckpointing.selective or case.degrees.pp == 1:
+        return None
+    if schedule is not PipelineSchedule.zero_bubble:
+        return None
+    what = (
+        f"train.activation_checkpointing=selective does not go with parallel.schedule={schedule.value}: "
+        "it takes inputs and weights in backward passes of their own"
+    )
+    cures: dict[str, Iterable[Any]] = {
+        "train.activation_checkpointing": [ActivationCheckpointing.full, ActivationCheckpointing.none],
+        "parallel.schedule": [PipelineSchedule.interleaved],
+    }
+    return Refusal(what, "train.activation_checkpointing", cures)
+
+
 def whole_rows(case: Case) -> Refusal | None:
     """Heads of most tasks take whole rows: their labels belong to rows, spans and words, not to tokens."""
     if case.degrees.cp == 1 or not isinstance(case.config, FinetuneConfig) or case.config.task.packs:
@@ -361,6 +380,7 @@ RULES: tuple[Callable[[Case], Refusal | None], ...] = (
     process_count,
     one_device,
     half_precision,
+    one_backward_pass,
     whole_rows,
     shares,
     stages,

@@ -224,7 +224,7 @@ def check_group(
         given = ", ".join(f"{prefix}.{key}" for key in data)
         choices = " or ".join(f"{group}={one}" for one in registry.groups[group])
         return [Problem(f"{given} is given, but no {group} is chosen", where, f"give {choices} too")]
-    fix = suggest(str(kind), registry.groups[group])
+    fix = f"{suggest(str(kind), registry.groups[group])} (that of a plugin needs run.plugins=[FOLDER])"
     return [Problem(f"{prefix}.kind is {kind!r}, which names no {group}", where, fix)]
 
 

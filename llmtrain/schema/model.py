@@ -34,6 +34,7 @@ class Activation(str, Enum):
     gelu_tanh = "gelu_tanh"
     swiglu = "swiglu"
     geglu = "geglu"
+    relu_squared = "relu_squared"
 
     @property
     def gated(self) -> bool:
@@ -215,6 +216,10 @@ class GPTConfig(TransformerConfig):
     num_kv_heads: int | None = None
     """Heads of keys and values (grouped-query attention). Default: num_heads."""
 
+    window: int | None = None
+    """Tokens that attention looks at, back from each one and with it (sliding window, as in Mistral).
+    Default: all that stand before it."""
+
     activation: Activation = Activation.gelu_tanh
     """Activation of the feed-forward layer; gelu_tanh is GPT-2's."""
 
@@ -225,8 +230,12 @@ class GPTConfig(TransformerConfig):
     """Standard deviation of initial weights; output projections of branches get it divided by
     sqrt(2 x num_layers) (GPT-2)."""
 
+    zero_init: bool = False
+    """Output projections of branches start at 0 instead: every block first passes on what it gets."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.window is None or self.window > 0, "window", "must be greater than 0")
         require(self.num_kv_heads is None or self.num_kv_heads > 0, "num_kv_heads", "must be greater than 0")
         kv_heads = self.num_kv_heads or self.num_heads
         require(

@@ -7,13 +7,26 @@ that checks the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar
 
-from llmtrain.schema.fields import require
+from llmtrain.schema.fields import Precision, require
+
+
+class Products(str, Enum):
+    """Type in which an optimizer multiplies matrices."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp32 = "fp32"
 
 
 @dataclass
 class OptimConfig:
     """What all optimizers share."""
+
+    tells_hidden: ClassVar[bool] = False
+    """Whether the matrices of the blocks are groups of their own."""
 
     kind: str = ""
     """Optimizer."""
@@ -37,11 +50,23 @@ class OptimConfig:
     freeze: list[str] = field(default_factory=list)
     """Parameters that do not learn, by name or pattern: `backbone.embedding*`, `backbone.blocks.[0-3].*`."""
 
+    ema: float = 0.0
+    """Decay of a moving average of the weights, such as 0.999; 0 keeps none. The average is evaluated,
+    sampled, exported and started from in place of the weights; it takes 4 bytes a number that learns."""
+
     def __post_init__(self) -> None:
         require(0 < self.layer_decay <= 1, "layer_decay", "must be above 0 and at most 1")
         require(self.lr > 0, "lr", "must be greater than 0")
         require(self.weight_decay >= 0, "weight_decay", "must not be negative")
         require(self.clip_norm >= 0, "clip_norm", "must not be negative")
+        require(0 <= self.ema < 1, "ema", "must be at least 0 and below 1")
+
+    def rate(self, hidden: bool) -> float:
+        """Highest learning rate of a group; of matrices of the blocks, where they are told apart."""
+        return self.lr
+
+    def settle(self, precision: Precision) -> None:
+        """Decide what was left open, for a training step of this precision."""
 
 
 @dataclass
@@ -155,6 +180,58 @@ class LionConfig(OptimConfig):
         super().__post_init__()
         for key in ("beta1", "beta2"):
             require(0 <= getattr(self, key) < 1, key, "must be at least 0 and below 1")
+
+
+@dataclass
+class MuonConfig(OptimConfig):
+    """Muon (Jordan et al. 2024) for the matrices of the blocks: momentum that is made orthogonal. AdamW for
+    all else: embeddings, heads, norms and biases."""
+
+    tells_hidden: ClassVar[bool] = True
+
+    kind: str = "muon"
+    """Optimizer."""
+
+    lr: float = 2e-3
+    """Highest learning rate of the matrices of the blocks; the schedule scales it. Updates are as large as
+    AdamW's (Liu et al. 2025), so that its rates are a good start."""
+
+    adam_lr: float | None = None
+    """Highest learning rate of all else. Default: lr."""
+
+    momentum: float = 0.95
+    """Share of the mean gradient of matrices that is kept; the gradient is taken where it leads to
+    (Nesterov)."""
+
+    products: Products = Products.auto
+    """Type in which matrices are made orthogonal. auto: that of the training step; bf16 is enough, and
+    fast where the hardware has it."""
+
+    beta1: float = 0.9
+    """AdamW's decay of the mean of gradients."""
+
+    beta2: float = 0.95
+    """AdamW's decay of the mean of squared gradients."""
+
+    eps: float = 1e-8
+    """Added to AdamW's denominator."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.adam_lr is None or self.adam_lr > 0, "adam_lr", "must be greater than 0")
+        for key in ("momentum", "beta1", "beta2"):
+            require(0 <= getattr(self, key) < 1, key, "must be at least 0 and below 1")
+        require(self.eps > 0, "eps", "must be greater than 0")
+
+    def rate(self, hidden: bool) -> float:
+        """See `OptimConfig`."""
+        return self.lr if hidden or self.adam_lr is None else self.adam_lr
+
+    def settle(self, precision: Precision) -> None:
+        """See `OptimConfig`; fp16 has too short a range for it."""
+        if self.products is Products.auto:
+            low = precision is not Precision.fp32
+            self.products = Products.bf16 if low else Products.fp32
 
 
 @dataclass

@@ -54,6 +54,7 @@ BUILTIN: dict[str, tuple[type, ...]] = {
         optim.SGDConfig,
         optim.AdafactorConfig,
         optim.LionConfig,
+        optim.MuonConfig,
     ),
     "schedule": (
         optim.ConstantSchedule,

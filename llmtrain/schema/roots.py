@@ -145,7 +145,7 @@ class UseConfig:
     """Open pytorch_model.bin where a foreign model has no safetensors; nothing but tensors is read of it."""
 
     run: RunConfig = field(default_factory=RunConfig)
-    """Only the plugins are used."""
+    """Only `deterministic` and the plugins are used."""
 
     precision: Precision = Precision.fp32
     """Number format."""

@@ -178,6 +178,10 @@ class ClassificationTask(TaskConfig):
     balance: bool = False
     """Weigh labels by the inverse of their frequency in the training files (mean weight 1)."""
 
+    label_smoothing: float = 0.0
+    """With target=label: share of the target that is spread over all labels (Szegedy et al. 2016), in the
+    loss of evaluations too."""
+
     number_mean: float | None = None
     """With target=number: what a model learns to give as 0. Default: the mean in the training files."""
 
@@ -195,6 +199,9 @@ class ClassificationTask(TaskConfig):
         require(all(w >= 0 for w in self.class_weights), "class_weights", "must not be negative")
         require(len(set(self.labels)) == len(self.labels), "labels", "names a label twice")
         require(self.separator != "", "separator", "must not be empty")
+        require(0 <= self.label_smoothing < 1, "label_smoothing", "must be at least 0 and below 1")
+        smooth = self.label_smoothing == 0 or self.target is Target.label
+        require(smooth, "label_smoothing", "goes with target=label only")
         plain = self.target is not Target.number
         require(plain or not (self.labels or self.class_weights or self.balance), "target",
                 "number has no labels, class_weights or balance")  # fmt: skip

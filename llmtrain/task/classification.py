@@ -171,7 +171,14 @@ class Classification:
     def build_head(self, backbone: Backbone) -> SampleHead:
         """A linear layer on what stands for the example."""
         config = self.config
-        return SampleHead(backbone, self.num_outputs, self.pool, config.target, config.class_weights)
+        return SampleHead(
+            backbone,
+            self.num_outputs,
+            self.pool,
+            config.target,
+            config.class_weights,
+            config.label_smoothing,
+        )
 
     def encode(
         self, examples: Sequence[Example], tokenizer: Tokenizer, length: int, poll: Poll = nothing_to_ask

@@ -32,6 +32,7 @@ class Case(NamedTuple):
 
 
 LANGUAGE = ["gpt", "llama", "few_tokens", "bert", "modern_bert"]
+WINDOWS = ["window", "plain_window"]
 TASKS = ["converse", "classify", "classify_decoder", "tag", "probe", "answer"]
 ALL = [*LANGUAGE, *TASKS]
 DEFAULT: dict[str, list[str]] = {
@@ -39,7 +40,7 @@ DEFAULT: dict[str, list[str]] = {
     "fsdp2": ["llama", "bert", "tag"],
     "fsdp2_kept": ["gpt"],
     "tp2": ["converse", "llama", "few_tokens", "bert", "classify", "tag", "answer"],
-    "cp2": ["converse", "gpt", "llama", "bert", "modern_bert"],
+    "cp2": ["converse", "gpt", "plain_window", "llama", "bert", "modern_bert"],
     "pp2": ["converse", "gpt", "bert", "classify_decoder", "tag", "probe", "answer"],
     "pp2_gpipe": ["deep"],
     "pp2_interleaved": ["deep_classify"],
@@ -58,15 +59,20 @@ DEFAULT: dict[str, list[str]] = {
 MORE: dict[str, list[str]] = {
     "ddp2": ALL,
     "fsdp2": ALL,
-    "tp2": ALL,
-    "cp2": LANGUAGE,
-    "pp2": ALL,
+    "tp2": [*ALL, *WINDOWS],
+    "cp2": [*LANGUAGE, *WINDOWS],
+    "pp2": [*ALL, *WINDOWS],
     "fsdp2_recompute": ["gpt", "bert"],
     "pp2_recompute": ["llama"],
     "pp2_gpipe": ["deep_classify"],
     "pp2_interleaved": ["deep"],
     "pp2_zero_bubble": ["deep_classify"],
     "zero_bubble_recompute": ["deep"],
+    "fsdp2_selective": ["gpt", "bert"],
+    "tp2_selective": ["gpt", "llama"],
+    "pp2_selective": ["llama"],
+    "fsdp2_selective_compiled": ["llama"],
+    "tp2_selective_compiled": ["llama"],
     "tp2_compiled": ["bert"],
     "cp2_compiled": ["llama"],
     "pp2_compiled": ["llama"],
@@ -83,8 +89,8 @@ MORE: dict[str, list[str]] = {
     "fsdp2_pp2_always": ALL,
     "tp2_pp2": ALL,
     "tp2_pp2_interleaved": ["deep", "deep_classify"],
-    "cp2_tp2": LANGUAGE,
-    "cp2_pp2": LANGUAGE,
+    "cp2_tp2": [*LANGUAGE, *WINDOWS],
+    "cp2_pp2": [*LANGUAGE, *WINDOWS],
     "dp2_tp2_pp2": ["bert", "classify"],
     "fsdp2_tp2_pp2": ["llama", "bert", "classify"],
     "hsdp2x2_tp2": ["llama", "bert", "classify"],

@@ -94,6 +94,12 @@ REFUSED = [
         "parallel.pp=2 parallel.schedule=interleaved_zero_bubble train.batch_size=7",
         "needs a multiple of 2 microbatches, not 7",
     ),
+    (
+        "pretrain",
+        GPT,
+        "parallel.pp=2 parallel.schedule=interleaved_zero_bubble train.activation_checkpointing=selective",
+        "selective does not go with parallel.schedule",
+    ),
     ("pretrain", GPT, "parallel.tp=2 precision=fp16", "precision=fp16 goes with copies"),
     ("pretrain", GPT, "launch.device=mps parallel.tp=2", "mps takes one process, not 2"),
     ("pretrain", GPT, "launch.device=mps launch.num_processes=2", "mps takes one process, not 2"),

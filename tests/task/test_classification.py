@@ -32,6 +32,7 @@ from llmtrain.task.base import Examples
 from llmtrain.task.classification import Classification, ClassificationKind, cut_pair
 from llmtrain.task.labels import Example
 from llmtrain.utils.errors import ConfigError, DataError
+from tests.helpers.models import make_model, small_bert
 
 KIND = ClassificationKind()
 
@@ -382,3 +383,13 @@ def test_it_learns(bert: Tokenizer) -> None:
         outputs = task.output(model.predict(everything), everything).numpy()
     predictions = task.decode(outputs, samples, items)
     assert task.score(predictions, items)["accuracy"] > 0.95
+
+
+def test_smoothing_belongs_to_one_label_only():
+    with pytest.raises(ValueError, match="label_smoothing: goes with target=label only"):
+        ClassificationTask(target=Target.labels, label_smoothing=0.1)
+    with pytest.raises(ValueError, match="label_smoothing: must be at least 0 and below 1"):
+        ClassificationTask(label_smoothing=1.0)
+    task = KIND.build(ClassificationTask(labels=["a", "b"], label_smoothing=0.1), False)
+    head = task.build_head(make_model(small_bert()).backbone)
+    assert head.label_smoothing == 0.1

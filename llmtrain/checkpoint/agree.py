@@ -7,18 +7,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.distributed import ProcessGroup
 
 from llmtrain.utils import dist, errors
 from llmtrain.utils.errors import UserError
 
 
-def gather_json(value: Any) -> list[Any]:
-    """Everybody's value (anything that JSON can hold), by rank, for every process."""
+def gather_json(value: Any, group: ProcessGroup | None = None) -> list[Any]:
+    """Everybody's value (anything that JSON can hold), by rank, for every process.
+
+    Args:
+        value: of this process.
+        group: of all processes; another one than usual where a thread beside the main one asks.
+    """
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    sizes = dist.gather(torch.tensor([len(text)]))[:, 0].tolist()
+    sizes = dist.gather(torch.tensor([len(text)]), group)[:, 0].tolist()
     padded = torch.zeros(max(sizes), dtype=torch.uint8)
     padded[: len(text)] = text
-    rows = dist.gather(padded)
+    rows = dist.gather(padded, group)
     return [json.loads(row[:size].numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
@@ -44,7 +50,7 @@ def _rebuild(rank: int, description: dict[str, str]) -> Exception:
     return error
 
 
-def together(action: Callable[[], Any]) -> list[Any]:
+def together(action: Callable[[], Any], group: ProcessGroup | None = None) -> list[Any]:
     """Run `action` in every process; collective.
 
     Returns:
@@ -59,7 +65,7 @@ def together(action: Callable[[], Any]) -> list[Any]:
         answer["value"] = action()
     except Exception as error:
         mine, answer["error"] = error, _describe(error)
-    answers = gather_json(answer)
+    answers = gather_json(answer, group)
     for rank, other in enumerate(answers):
         if "error" in other:
             raise (
@@ -68,6 +74,6 @@ def together(action: Callable[[], Any]) -> list[Any]:
     return [other["value"] for other in answers]
 
 
-def on_rank_0(action: Callable[[], Any]) -> Any:
+def on_rank_0(action: Callable[[], Any], group: ProcessGroup | None = None) -> Any:
     """Run `action` in rank 0 only and give its result, or its error, to every process; collective."""
-    return together(lambda: action() if dist.rank() == 0 else None)[0]
+    return together(lambda: action() if dist.rank() == 0 else None, group)[0]

@@ -93,19 +93,27 @@ class SavedWeights:
     Args:
         checkpoint: its directory; every byte of it is verified now.
         prefix: of the keys.
+        preferred: where a name has a key with this prefix too, that is taken.
+
+    Attributes:
+        keys: of the tensors, by name.
 
     Raises:
         NoCheckpointError: a digest does not match, or no key starts so.
     """
 
-    def __init__(self, checkpoint: Path, prefix: str) -> None:
+    def __init__(self, checkpoint: Path, prefix: str, preferred: str | None = None) -> None:
         from llmtrain.checkpoint.storage import read_metadata
 
-        self.checkpoint, self.prefix = checkpoint, prefix
+        self.checkpoint = checkpoint
         with _rejecting(checkpoint):
             verify(checkpoint)
         held: dict[str, Any] = read_metadata(checkpoint).state_dict_metadata
-        self._held = {key.removeprefix(prefix): held[key] for key in sorted(held) if key.startswith(prefix)}
+        self.keys = {key.removeprefix(prefix): key for key in sorted(held) if key.startswith(prefix)}
+        if preferred is not None:
+            better = {name: f"{preferred}{name}" for name in self.keys}
+            self.keys |= {name: key for name, key in better.items() if key in held}
+        self._held = {name: held[key] for name, key in self.keys.items()}
         if not self._held:
             raise NoCheckpointError(
                 f"the checkpoint holds no tensor called {prefix}...",
@@ -122,7 +130,7 @@ class SavedWeights:
         """See `Weights`; of each tensor only what belongs to this process is read."""
         from llmtrain.checkpoint.storage import load_tensors
 
-        tensors = {f"{self.prefix}{name}": one.detach() for name, one in parameters.items()}
+        tensors = {self.keys[name]: one.detach() for name, one in parameters.items()}
         load_tensors(self.checkpoint, tensors, alone=True)
 
     def read(self) -> dict[str, Tensor]:

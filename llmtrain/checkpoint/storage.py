@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.distributed.checkpoint._hf_utils import (
 )
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
@@ -41,19 +42,51 @@ from llmtrain.checkpoint.manifest import TENSOR_SUFFIX, FileEntry
 from llmtrain.utils.errors import DiskFullError
 
 
-class TensorWriter(dcp.HuggingFaceStorageWriter):
-    """Every process writes its share into one safetensors file, straight from the tensors.
+@dataclass(frozen=True)
+class Part:
+    """What one process writes of a checkpoint: one file of tensors.
+
+    Attributes:
+        needed: bytes that the whole checkpoint takes on the disk, about.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    needed: int
+
+    def write(self) -> dict[str, FileEntry]:
+        """Write the file, durably; what the manifest says of it, by name.
+
+        Raises:
+            DiskFullError: there is no room.
+        """
+        try:
+            tensors = {name: _on_host(tensor) for name, tensor in self.tensors.items()}
+            write_tensors(self.path, tensors, self.metadata)
+            with safe_open(self.path, framework="pt"):  # refuses a file that is shorter than its header says
+                pass
+            return {self.path.name: durable_entry(self.path)}
+        except Exception as error:
+            if is_disk_full(error):
+                raise disk_full(self.path.parent, self.needed) from error
+            raise
+
+
+class PartWriter(dcp.HuggingFaceStorageWriter):
+    """Finds what every process has to write into its one safetensors file; the writing is left to `Part`.
 
     DCP's own writer builds the bytes of each file in memory twice, and fsyncs a buffered stream without
     flushing it.
 
     Attributes:
-        written: the files that this process has written, by name.
+        part: of this process; None where others write all that it has.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, needed: int) -> None:
         super().__init__(str(path), save_distributed=True, enable_consolidation=False)
-        self.written: dict[str, FileEntry] = {}
+        self.needed = needed
+        self.part: Part | None = None
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Called in rank 0 with what all ranks will write, doublets removed.
@@ -75,28 +108,32 @@ class TensorWriter(dcp.HuggingFaceStorageWriter):
         return super().prepare_global_plan(plans)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this process's part of the plan; the reader finds it by the offsets in the header."""
+        """Keep this process's part of the plan; the reader finds it by the offsets in the header."""
         if plan.items:
-            tensors = {item.index.fqn: _on_host(planner.resolve_data(item)) for item in plan.items}
+            tensors = {item.index.fqn: _tensor_of(planner, item) for item in plan.items}
             offsets = {
                 item.index.fqn: {SAVED_OFFSETS_KEY: list(item.tensor_data.chunk.offsets)}
                 for item in plan.items
                 if item.tensor_data is not None
             }
-            assert tensors.keys() == offsets.keys(), "only tensors can be stored"
             path = Path(self.path) / f"tensors-{plan.storage_data['shard_index']:05d}{TENSOR_SUFFIX}"
-            write_tensors(path, tensors, {CUSTOM_METADATA_KEY: json.dumps(offsets), FORMAT_KEY: FORMAT_VALUE})
-            with safe_open(path, framework="pt"):  # refuses a file that is shorter than its header says
-                pass
-            self.written[path.name] = durable_entry(path)
+            metadata = {CUSTOM_METADATA_KEY: json.dumps(offsets), FORMAT_KEY: FORMAT_VALUE}
+            self.part = Part(path, tensors, metadata, self.needed)
         future: Future[list[WriteResult]] = Future()
         future.set_result([])
         return future
 
 
-def _on_host(tensor: Any) -> Tensor:
+def _tensor_of(planner: SavePlanner, item: WriteItem) -> Tensor:
+    """What an item of a plan stands for: of a shared tensor the part that is here."""
+    tensor = planner.resolve_data(item)
+    assert isinstance(tensor, Tensor), "only tensors can be stored"
+    return tensor.detach()
+
+
+def _on_host(tensor: Tensor) -> Tensor:
     """A dense CPU tensor with a storage of its own, as safetensors wants it; a copy only if needed."""
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = tensor.cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
@@ -125,17 +162,21 @@ def _run_dcp(action: Callable[..., Any], path: Path, needed: int, **arguments: A
             raise
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, FileEntry]:
-    """Write tensors below `path`, each once, spread over the processes; collective.
+def plan_part(path: Path, tensors: dict[str, Tensor]) -> Part | None:
+    """Share out the writing of tensors, each once, over the processes; nothing is written; collective.
+
+    Args:
+        path: directory that the files shall be in.
+        tensors: of this process, by name; the part refers to them.
 
     Returns:
-        the files that THIS process wrote, by name.
+        what this process has to write.
 
     Raises:
-        DiskFullError: in every process, if there is no room or it runs out.
+        DiskFullError: in every process, if there is no room.
     """
-    writer = TensorWriter(path)
     needed = int(sum(tensor.numel() * tensor.itemsize for tensor in tensors.values()) * SPACE_MARGIN)
+    writer = PartWriter(path, needed)
     _run_dcp(
         dcp.save,
         path,
@@ -144,7 +185,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, FileEntry]
         storage_writer=writer,
         no_dist=not torch_dist.is_initialized(),
     )
-    return writer.written
+    return writer.part
 
 
 def read_metadata(path: Path) -> Metadata:

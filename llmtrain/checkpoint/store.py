@@ -8,18 +8,21 @@ can leave behind start with `.tmp-` and are removed at the next start.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from llmtrain.checkpoint.agree import on_rank_0, together
+from llmtrain.checkpoint.background import Beside, Buffers
 from llmtrain.checkpoint.disk import disk_full, durable_entry, is_disk_full
 from llmtrain.checkpoint.manifest import (
     MANIFEST,
@@ -31,11 +34,14 @@ from llmtrain.checkpoint.manifest import (
     step_name,
     verify,
 )
+from llmtrain.checkpoint.saving import STATE, Content, Saving, check_content
 from llmtrain.utils import dist
 from llmtrain.utils.errors import ConfigError, NoCheckpointError
 from llmtrain.utils.io import fsync_directory, read_json
 
-STATE = "state.json"
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 BEST = "best"
 TEMPORARY = ".tmp-"
 BAD = "bad-"
@@ -46,8 +52,8 @@ MOST_TOLD = 30
 class CheckpointStore:
     """Saves, finds and loads the checkpoints below one directory.
 
-    Every method is collective: all processes call it with the same arguments and all get the same
-    answer or an error. Without a process group it works alone.
+    Every method is collective, where nothing else is said: all processes call it with the same arguments
+    and all get the same answer or an error. Without a process group it works alone.
 
     Args:
         directory: `RUN/checkpoints`, on a file system that all processes share.
@@ -59,43 +65,100 @@ class CheckpointStore:
         self.directory = Path(directory)
         self.keep = keep
         self.report = report
+        self._buffers = Buffers()
+        self._beside: Beside | None = None
+        self._saved: Saving | None = None
 
     # --- saving -------------------------------------------------------------------------------------
 
     def save(
         self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], files: dict[str, str]
     ) -> Path:
+        """Publish a checkpoint and return its directory; see `begin`."""
+        self.begin(Content(step, tensors, state, files), background=False)
+        self.wait()
+        return self.directory / step_name(step)
+
+    def begin(self, content: Content, *, best: bool = False, background: bool = True) -> None:
         """Publish a checkpoint; one that is there and valid is left as it is.
 
+        In the background the tensors are copied and written while the training goes on; where the memory
+        of a process is too short for the copy, it writes its part before this returns. The save before, if
+        it is still at work, is waited for.
+
         Args:
-            step: optimizer steps done; names the directory.
-            tensors: key -> tensor (plain, equal on all processes, or DTensor). Tied weights: once.
-            state: plain JSON values; `state["layout"]`, a dict, is copied into the manifest.
-            files: name -> text of further files.
+            content: of the checkpoint.
+            best: point `checkpoints/best` at it.
+            background: return when the tensors may be changed again; else when all is done.
 
         Raises:
             DiskFullError: there is no room; nothing is left behind.
             TypeError: a value is not a tensor, or the state is not plain data.
         """
-        path = self.directory / step_name(step)
+        started = time.perf_counter()
+        self.wait()
+        path = self.directory / step_name(content.step)
         if on_rank_0(lambda: self._is_published(path)):
-            return path
-        temporary = self.directory / f"{TEMPORARY}{path.name}"
-        try:
-            together(lambda: check_arguments(tensors, state, files))
-            on_rank_0(lambda: self._start(temporary))
-            from llmtrain.checkpoint.storage import save_tensors
+            if best:
+                self.mark_best(content.step)
+            return
+        if background and self._beside is None:
+            self._beside = Beside(dist.companion())
+        saving = Saving(path, self.directory / f"{TEMPORARY}{path.name}", content, best)
+        with self._nothing_left_of(saving):
+            together(lambda: check_content(content))
+            on_rank_0(lambda: self._start(saving.temporary))
+            from llmtrain.checkpoint.storage import plan_part
 
-            written = save_tensors(temporary, tensors)
-            entries = together(lambda: {name: asdict(entry) for name, entry in written.items()})
+            saving.part = plan_part(saving.temporary, content.tensors)
+        if background:
+            assert self._beside is not None
+            saving.background = saving.copy_to(self._buffers)
+            self._beside.start(functools.partial(self._finish, saving, self._beside.group))
+            if not saving.background:
+                saving.written.wait()
+        else:
+            self._finish(saving, None)
+        saving.pause_seconds = time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            Exception: as `begin`.
+        """
+        if self._beside is not None:
+            self._beside.wait()
+
+    def failed(self) -> bool:
+        """Whether a save in the background has failed, as far as this process knows; not collective."""
+        return self._beside is not None and self._beside.failed()
+
+    def take_saved(self) -> Saving | None:
+        """The save that has ended well since this was asked last; not collective."""
+        saved, self._saved = self._saved, None
+        return saved
+
+    def _finish(self, saving: Saving, group: ProcessGroup | None) -> None:
+        """Write, publish, and remove what is too old; collective in its group."""
+        started = time.perf_counter()
+        with self._nothing_left_of(saving):
+            entries = together(saving.write, group)
             merged = {name: FileEntry(**entry) for part in entries for name, entry in part.items()}
-            on_rank_0(lambda: self._publish(temporary, path, merged, step, state, files))
+            on_rank_0(lambda: self._publish(saving, merged), group)
+        on_rank_0(lambda: self._link_best(saving.path.name) if saving.best else self._prune(), group)
+        saving.write_seconds = time.perf_counter() - started
+        self._saved = saving
+
+    @contextlib.contextmanager
+    def _nothing_left_of(self, saving: Saving) -> Iterator[None]:
+        """Have rank 0 remove what was written if it does not come to an end."""
+        try:
+            yield
         except BaseException:
             if dist.rank() == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.rmtree(saving.temporary, ignore_errors=True)
             raise
-        on_rank_0(self._prune)
-        return path
 
     def _is_published(self, path: Path) -> bool:
         """Rank 0: whether a valid checkpoint is there; an invalid one is set aside."""
@@ -114,24 +177,17 @@ class CheckpointStore:
         self._remove_leftovers()
         temporary.mkdir()
 
-    def _publish(
-        self,
-        temporary: Path,
-        path: Path,
-        entries: dict[str, FileEntry],
-        step: int,
-        state: dict[str, Any],
-        files: dict[str, str],
-    ) -> None:
+    def _publish(self, saving: Saving, entries: dict[str, FileEntry]) -> None:
         """Rank 0: the small files, the manifest, and the new name, each durable before the next."""
-        texts = {STATE: json.dumps(state, indent=2) + "\n", **files}
-        layout = {"world_size": dist.world_size(), **state.get("layout", {})}
+        content, temporary = saving.content, saving.temporary
+        texts = {STATE: json.dumps(content.state, indent=2) + "\n", **content.files}
+        layout = {"world_size": dist.world_size(), **content.state.get("layout", {})}
         try:
             for name, text in texts.items():
                 entries[name] = write_durably(temporary / name, text)
-            write_durably(temporary / MANIFEST, build_manifest(step, layout, entries))
+            write_durably(temporary / MANIFEST, build_manifest(content.step, layout, entries))
             fsync_directory(temporary)
-            os.rename(temporary, path)
+            os.rename(temporary, saving.path)
             fsync_directory(self.directory)
         except OSError as error:
             if is_disk_full(error):
@@ -140,6 +196,7 @@ class CheckpointStore:
 
     def mark_best(self, step: int) -> None:
         """Point `checkpoints/best` at a published checkpoint, which itself is not touched."""
+        self.wait()
         on_rank_0(lambda: self._link_best(step_name(step)))
 
     def _link_best(self, name: str) -> None:
@@ -234,45 +291,6 @@ def write_durably(path: Path, text: str) -> FileEntry:
     """Write a new text file and fsync it."""
     path.write_bytes(text.encode())
     return durable_entry(path)
-
-
-def check_arguments(tensors: dict[str, Tensor], state: dict[str, Any], files: dict[str, str]) -> None:
-    """Refuse what would be written wrongly without a word.
-
-    Raises:
-        TypeError: not tensors, not plain data.
-        ValueError: a tensor under two keys, or a file name that is taken.
-    """
-    owners: dict[int, str] = {}
-    for key, tensor in tensors.items():
-        # One float among the tensors makes the storage write a file that cannot be read.
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{key} is a {type(tensor).__name__}, not a tensor; put it into the state")
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        if local.numel() and (other := owners.setdefault(local.data_ptr(), key)) != key:
-            raise ValueError(f"{key} and {other} are one tensor; save it once")
-    check_plain(state, "state")
-    for name in files:
-        if Path(name).name != name or name.startswith(".") or name in (STATE, MANIFEST):
-            raise ValueError(f"a checkpoint cannot hold a file called {name!r}")
-
-
-def check_plain(value: Any, where: str) -> None:
-    """Refuse a state that would not come back from JSON as it went.
-
-    Raises:
-        TypeError: something else than dict (with text keys), list, text, number, bool, None.
-    """
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"{where} has the key {key!r}, which is not text")
-            check_plain(item, f"{where}.{key}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            check_plain(item, f"{where}[{index}]")
-    elif value is not None and type(value) not in (str, bool, int, float):
-        raise TypeError(f"{where} is a {type(value).__name__}, which is not plain data")
 
 
 def check_match(path: Path, tensors: dict[str, Tensor], all_keys: set[str]) -> None:

@@ -43,6 +43,16 @@ class Hook:
     def after_step(self, engine: Engine) -> None:
         """After each step; all processes call all hooks in the same order."""
 
+    def failed(self) -> bool:
+        """Whether what runs beside the loop, if anything, has failed in this process; asked before each step.
+
+        Where it has in one process, all call `settle`.
+        """
+        return False
+
+    def settle(self, engine: Engine) -> None:
+        """Wait for what runs beside the loop, and raise its error; also called when the loop has failed."""
+
     def finish(self, engine: Engine) -> None:
         """After the last step or when the run is asked to stop."""
 
@@ -151,7 +161,7 @@ class Engine:
         return self._agree([{}])[1] is not None
 
     def _agree(self, counts: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], int | None]:
-        """Exchange label counts and stop requests, in one small message before each step.
+        """Exchange label counts, stop requests and failures, in one small message before each step.
 
         Returns:
             labels of the global batch by name, 1 where there are none; and why to stop, or None.
@@ -163,7 +173,12 @@ class Engine:
             asked[0] = 1.0
         if self.stop.exit_code:
             asked[STOP_CODES.index(self.stop.exit_code)] = 1.0
-        total = dist.sum_over_ranks(labels + asked)
+        *total, failures = dist.sum_over_ranks(
+            [*labels, *asked, float(any(one.failed() for one in self.hooks))]
+        )
+        if failures:
+            for hook in self.hooks:
+                hook.settle(self)
         # Some processes see the same rows; so many times each label was counted.
         total[: len(names)] = [count / self.step.layout.mesh.num_alike for count in total[: len(names)]]
         reasons = [code for code, votes in zip(STOP_CODES, total[len(names) :], strict=True) if votes]
@@ -222,8 +237,13 @@ class Engine:
             sink.event({"event": event, "text": text, **details})
 
     def close(self) -> None:
-        """End the reading ahead and close the sinks; never hides the error that brought us here."""
+        """End what runs beside us and close the sinks; never hides the error that brought us here."""
         self.loader.close()
+        for hook in self.hooks:
+            try:
+                hook.settle(self)
+            except Exception:
+                logger.exception("while the run was ending")
         for sink in self.sinks:
             with contextlib.suppress(OSError):  # everything was flushed when it was written
                 sink.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llmtrain.checkpoint.saving import Content
 from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.engine.engine import Engine, Hook
 from llmtrain.engine.state import TrainState
@@ -156,6 +157,7 @@ class CheckpointHook(Hook):
     Args:
         every: 0 saves at the end only.
         best: keep the checkpoint with the best validation score.
+        background: write while the training goes on.
         store: writes checkpoints.
         tensors: all tensors of the run, by name.
         files: texts that belong to each checkpoint, by file name.
@@ -166,6 +168,7 @@ class CheckpointHook(Hook):
         self,
         every: int,
         best: bool,
+        background: bool,
         store: CheckpointStore,
         tensors: dict[str, torch.Tensor],
         files: dict[str, str],
@@ -173,6 +176,7 @@ class CheckpointHook(Hook):
     ) -> None:
         self.every = every
         self.best = best
+        self.background = background
         self.store = store
         self.tensors = tensors
         self.files = files
@@ -188,25 +192,58 @@ class CheckpointHook(Hook):
 
     def after_step(self, engine: Engine) -> None:
         """Save if it is time or if this is the best model so far."""
+        self._tell(engine)
         step = engine.state.step
-        if (self.every and step % self.every == 0) or step == engine.total_steps:
-            self.save(engine)
-        if self.best and engine.state.best_step == step:
-            self.save(engine)
-            self.store.mark_best(step)
+        best = self.best and engine.state.best_step == step
+        last = step >= engine.total_steps
+        if best or last or (self.every and step % self.every == 0):
+            self.save(engine, best, background=self.background and not last)
 
-    def save(self, engine: Engine) -> None:
-        """Write a checkpoint of this moment, once. Collective."""
+    def save(self, engine: Engine, best: bool = False, background: bool = False) -> None:
+        """Write a checkpoint of this moment, once. Collective.
+
+        Args:
+            engine: of the training.
+            best: it is the best one so far.
+            background: return when the training may go on; else when it is published.
+        """
         step = engine.state.step
         if step == self.saved_step or step == 0:
             return
         engine.tracker.reduce()
         with engine.throughput.paused():
             state = engine.state_dict() | self.notes
-            path = self.store.save(step, self.tensors, state, self.files)
+            self.store.wait()
+            self._tell(engine)
+            content = Content(step, self.tensors, state, self.files)
+            self.store.begin(content, best=best, background=background)
         self.saved_step = step
-        engine.event("checkpoint", f"saved {path.name}", step=step, path=str(path))
+        self._tell(engine)
+
+    def _tell(self, engine: Engine) -> None:
+        """Tell of a save that has ended."""
+        saved = self.store.take_saved()
+        if saved is not None:
+            engine.event(
+                "checkpoint",
+                f"saved {saved.path.name}",
+                step=saved.content.step,
+                path=str(saved.path),
+                background=saved.background,
+                pause_seconds=round(saved.pause_seconds, 3),
+                write_seconds=round(saved.write_seconds, 3),
+            )
+
+    def failed(self) -> bool:
+        """Whether a checkpoint could not be written."""
+        return self.store.failed()
+
+    def settle(self, engine: Engine) -> None:
+        """Wait until the last checkpoint is published."""
+        self.store.wait()
+        self._tell(engine)
 
     def finish(self, engine: Engine) -> None:
         """Save what a stop would lose."""
         self.save(engine)
+        self.settle(engine)

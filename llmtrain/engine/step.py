@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmtrain.data.batch import Batch
 from llmtrain.objective.build import Objective
+from llmtrain.optim.average import Average
 from llmtrain.parallel.layout import Layout, Replicated, Sums
 from llmtrain.utils.seed import derive_seed
 
@@ -41,6 +42,7 @@ class Step:
         objective: weighs the sums.
         clip_norm: 0 does not clip.
         seed: of dropout.
+        average: of the weights, if one is kept.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Step:
         *,
         clip_norm: float,
         seed: int,
+        average: Average | None = None,
     ) -> None:
         self.layout = layout
         self.optimizer = optimizer
         self.objective = objective
         self.clip_norm = clip_norm
         self.seed = seed
+        self.average = average
         self.scaler = torch.amp.GradScaler(layout.device.type, enabled=layout.precision == "fp16")
 
     @property
@@ -83,6 +87,8 @@ class Step:
         norm = self.layout.clip(self.clip_norm)
         finite = torch.stack([total["loss"].isfinite(), norm.isfinite()])
         self._update(norm)
+        if self.average is not None:
+            self.average.update(finite[1])
         return StepResult(total, norm, finite)
 
     def _seed(self, step: int, microbatch: int) -> None:

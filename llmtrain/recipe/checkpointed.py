@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from llmtrain.adapt.lora import MergedWeights
 from llmtrain.checkpoint.hf.foreign import is_foreign, read_foreign
 from llmtrain.checkpoint.hf.locate import locate
 from llmtrain.checkpoint.read import SavedWeights, read_file, resolve
-from llmtrain.checkpoint.state import MODEL_PREFIX
+from llmtrain.checkpoint.state import AVERAGE_PREFIX, MODEL_PREFIX
 from llmtrain.checkpoint.weights import Weights
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.data.tokenizer_settings import GENERATION, SETTINGS
@@ -43,6 +44,7 @@ class Checkpointed:
 
     Attributes:
         task: of a fine-tuned model; None for a language model.
+        note: what the user should know of its weights; may be empty.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Checkpointed:
     objective: Objective
     task: Task | None
     model: Assembled
+    note: str = ""
 
     @property
     def model_config(self) -> ModelConfig:
@@ -67,6 +70,7 @@ class Pretrained:
         path: where they are.
         weights: opens and verifies them.
         unknown: keys of a foreign file that stand for nothing here.
+        note: what the user should know of the weights; may be empty.
     """
 
     path: Path
@@ -74,6 +78,7 @@ class Pretrained:
     tokenizer: Tokenizer
     weights: Callable[[], Weights]
     unknown: list[str]
+    note: str = ""
 
 
 def read_config(checkpoint: Path, context: Context) -> PretrainConfig | FinetuneConfig:
@@ -113,7 +118,13 @@ def open_checkpoint(source: str, context: Context, device: torch.device) -> Chec
     materialise(model, device)
     load_weights(model, checkpoint_weights(path, config, context), path)
     model.eval()
-    return Checkpointed(path, config, tokenizer, objective, task, model)
+    return Checkpointed(path, config, tokenizer, objective, task, model, average_note(path, config))
+
+
+def tell(loaded: Checkpointed) -> None:
+    """Say which weights are used, where there are several, beside what goes to standard output."""
+    if loaded.note:
+        print(f"note: {loaded.note}", file=sys.stderr)
 
 
 def open_foreign(path: Path, context: Context, device: torch.device) -> Checkpointed:
@@ -143,7 +154,14 @@ def open_pretrained(source: str, context: Context) -> Pretrained:
     config = read_config(path, context)
     assert config.model is not None
     tokenizer = read_tokenizer(path)
-    return Pretrained(path, config.model, tokenizer, lambda: checkpoint_weights(path, config, context), [])
+    return Pretrained(
+        path,
+        config.model,
+        tokenizer,
+        lambda: checkpoint_weights(path, config, context),
+        [],
+        average_note(path, config),
+    )
 
 
 def compare_tokenizers(pretrained: Pretrained, tokenizer: Tokenizer) -> list[str]:
@@ -170,8 +188,15 @@ def compare_tokenizers(pretrained: Pretrained, tokenizer: Tokenizer) -> list[str
 
 
 def saved_weights(checkpoint: Path) -> SavedWeights:
-    """The parameters of a checkpoint, verified."""
-    return SavedWeights(checkpoint, MODEL_PREFIX)
+    """The parameters of a checkpoint, verified; of what has a moving average, that."""
+    return SavedWeights(checkpoint, MODEL_PREFIX, AVERAGE_PREFIX)
+
+
+def average_note(checkpoint: Path, config: TrainingConfig) -> str:
+    """Says that of a checkpoint with a moving average the average is taken; else empty."""
+    return f"{checkpoint.name}: the moving average is taken (optim.ema={config.optim.ema:g})" * (
+        config.optim.ema > 0
+    )
 
 
 def checkpoint_weights(
@@ -245,7 +270,8 @@ def start_from(
         f"not used of {name}": sorted(weights.shapes.keys() - fitting),
         f"unknown in {name}": pretrained.unknown,
     }
-    return [f"{what}: {', '.join(keys)}" for what, keys in told.items() if keys]
+    notes = [pretrained.note] if pretrained.note else []
+    return notes + [f"{what}: {', '.join(keys)}" for what, keys in told.items() if keys]
 
 
 def load_base(model: Assembled, base: Base, names: Set[str]) -> None:

@@ -19,7 +19,7 @@ from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.model.assembled import Assembled, Backbone, Head
 from llmtrain.model.build import build_model, materialise
 from llmtrain.objective.build import build_objective
-from llmtrain.recipe.checkpointed import checkpoint_weights, read_config, read_tokenizer
+from llmtrain.recipe.checkpointed import average_note, checkpoint_weights, read_config, read_tokenizer
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.foreign import imported_config, objective_of
 from llmtrain.schema.model import ModelConfig
@@ -52,6 +52,7 @@ class Source:
         state: that was saved with it.
         classes: of its task.
         told: what the user should know.
+        note: which of its weights are taken; may be empty.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Source:
     state: dict[str, Any] = field(default_factory=dict)
     classes: Classes = field(default_factory=Classes)
     told: list[str] = field(default_factory=list)
+    note: str = ""
 
     @property
     def model(self) -> ModelConfig:
@@ -94,7 +96,8 @@ def own_source(path: Path, context: Context) -> Source:
     if isinstance(config, FinetuneConfig):
         tensors = in_own_unit(tensors, config.task)
         told = classes(config.task, f"{path}: task.pool")
-    return Source(path, False, config, tensors, read_tokenizer(path), read_state(path), told)
+    state, note = read_state(path), average_note(path, config)
+    return Source(path, False, config, tensors, read_tokenizer(path), state, told, note=note)
 
 
 def in_own_unit(tensors: dict[str, Tensor], task: TaskConfig) -> dict[str, Tensor]:

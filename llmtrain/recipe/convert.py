@@ -67,6 +67,8 @@ def convert(config: ConvertConfig, context: Context) -> int:
     console = make_console()
     for line in source.told:
         console.print(f"warning: {line}", markup=False)
+    if source.note:
+        console.print(source.note, markup=False)
     deviation, largest = compared
     console.print(
         f"{target}: {len(source.tensors)} tensors of {path.name}, read back; its outputs deviate by at most "

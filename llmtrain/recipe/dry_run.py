@@ -152,10 +152,12 @@ def layout(
         own = [" and ".join(texts[place :: degrees.pp]) for place in range(degrees.pp)]
         rows["stages"] = f"blocks {' | '.join(own)}, {parallel.schedule.value}"
     if whole:
-        sizes = state_bytes(model, degrees, blocks)
+        sizes = state_bytes(model, degrees, blocks, config.optim)
         ends = dict.fromkeys(f"{size / 1e6:,.1f}" for size in (min(sizes), max(sizes)))
+        average = " and the moving average" if config.optim.ema else ""
         rows["memory"] = (
-            f"about {' to '.join(ends)} MB in a process, for weights, gradients and AdamW's state"
+            f"about {' to '.join(ends)} MB in a process, for weights, gradients, the state of "
+            f"{config.optim.kind}{average}"
         )
     return {name: value for name, value in rows.items() if value}
 

@@ -23,7 +23,7 @@ from llmtrain.metrics.summary import typed_path
 from llmtrain.objective.build import build_objective
 from llmtrain.parallel.layout import Replicated
 from llmtrain.parallel.mesh import Mesh
-from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
+from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint, tell
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import open_data, row_notes
 from llmtrain.recipe.examples import examples_identity, read_examples
@@ -45,6 +45,7 @@ def evaluate_checkpoint(config: EvaluateConfig, context: Context) -> int:
     device = pick_device(config.launch.device.value)
     assert config.init_from is not None
     loaded = open_checkpoint(config.init_from, context, device)
+    tell(loaded)
     if loaded.task is None:
         return evaluate_text(config, context, loaded, device)
     return evaluate_task(config, context, loaded, device)

@@ -16,7 +16,7 @@ from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.metrics.summary import typed_path
 from llmtrain.parallel.layout import Replicated
 from llmtrain.parallel.mesh import Mesh
-from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
+from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint, tell
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.examples import cut_texts, unknown_share
 from llmtrain.recipe.resolve import resolve_precision
@@ -42,6 +42,7 @@ def predict(config: PredictConfig, context: Context) -> int:
     assert config.input is not None
     device = pick_device(config.launch.device.value)
     loaded = open_checkpoint(config.init_from, context, device)
+    tell(loaded)
     task, trained = require_task(loaded)
     if task.output is None:
         raise ConfigError(

@@ -22,6 +22,7 @@ from llmtrain.schema.parallel import Degrees
 from llmtrain.schema.roots import FinetuneConfig, TrainingConfig
 from llmtrain.utils import dist
 from llmtrain.utils.io import read_json_lines
+from llmtrain.utils.machine import PLACEMENT
 from llmtrain.utils.run_directory import RunDirectory
 
 
@@ -116,14 +117,20 @@ def announce(
     train = config.train
     total, learning = num_parameters
     learn = "" if learning == total else f", of which {learning:,} learn ({100 * learning / total:.2g} %)"
+    same_bits = ", deterministic" if config.run.deterministic else ""
     lines = [
         f"data       {data_line}",
-        f"model      {total:,} parameters{learn}, {config.precision.value}, compile {config.compile.value}",
+        f"model      {total:,} parameters{learn}, {config.precision.value}, compile {config.compile.value}"
+        + same_bits,
         f"training   {steps:,} steps of {train.batch_size} x {train.sequence_length} tokens at most "
         + ("on one process" if degrees.world == 1 else f"on {degrees.world} processes ({degrees})"),
     ]
+    if os.environ.get(PLACEMENT):
+        lines.append(f"machine    {os.environ[PLACEMENT]}")
     if state:
         lines.append(f"resuming   from step {state['train']['step']:,}")
+    if config.optim.ema:
+        weights = [*weights, f"their moving average is evaluated (optim.ema={config.optim.ema:g})"]
     lines += [f"weights    {weight}" for weight in weights]
     lines += [f"warning    {warning}" for warning in warnings]
     for note in notes:

@@ -17,7 +17,7 @@ from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.data.loader import Loader, Rows
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.engine import Engine, Hook
-from llmtrain.engine.hooks import CheckpointHook, EvaluateHook, Evaluator, LogHook
+from llmtrain.engine.hooks import CheckpointHook, EvaluateHook, Evaluation, Evaluator, LogHook
 from llmtrain.engine.step import Step
 from llmtrain.metrics.sinks import Sink
 from llmtrain.metrics.throughput import Throughput
@@ -25,7 +25,9 @@ from llmtrain.metrics.trackers import check_packages
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model
 from llmtrain.model.compile import compile_blocks
+from llmtrain.model.recompute import keep_products
 from llmtrain.objective.build import Objective
+from llmtrain.optim.average import Average, standing
 from llmtrain.optim.optimizer import build_optimizer, freeze, frozen_names
 from llmtrain.optim.schedule import Schedule
 from llmtrain.parallel.apply import lay_out
@@ -53,6 +55,7 @@ from llmtrain.utils import dist
 from llmtrain.utils.device import peak_flops, peak_memory_bytes, pick_device
 from llmtrain.utils.errors import ConfigError
 from llmtrain.utils.io import atomic_write, write_json
+from llmtrain.utils.machine import keep_to_own_cores
 
 
 @dataclass
@@ -108,6 +111,7 @@ def train(config: TrainingConfig, context: Context, make_work: MakeWork) -> int:
         exit code: 0, or that of the signal that stopped the run.
     """
     engine, work, num_parameters = set_up(config, context, make_work)
+    keep_to_own_cores(dist.local_rank())
     try:
         exit_code = engine.fit()
     finally:
@@ -145,6 +149,8 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
     given = set() if work.base is None else work.base.names(names)
     frozen = frozen_names(model, config.optim.freeze) | given
     learning = sum(one.numel() for name, one in model.named_parameters() if name not in frozen)
+    if config.train.activation_checkpointing is ActivationCheckpointing.selective:
+        keep_products(model)
     if config.compile is Compile.always:
         compile_blocks(model)
     head_share = head_in_blocks(model, work.objective.labelled_share)
@@ -154,12 +160,15 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
     optimizer = build_optimizer(config.optim, model, context.builders, num_blocks)
 
     own = {name: one for name, one in layout.parameters.items() if name not in given}
-    state, tensors = None, training_tensors(own, optimizer)
+    average = Average(own, config.optim.ema) if config.optim.ema else None
+    state, tensors = None, training_tensors(own, optimizer, average)
     if found is not None:
         if work.base is not None:
             load_base(model, work.base, given)
         state = store.load(found, tensors)
     weights = work.first_weights(model, names) if state is None else []
+    if average is not None and state is None:
+        average.start()
     sinks = open_sinks(context.directory, config, state)
     announce(
         sinks,
@@ -174,13 +183,14 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
         state,
     )
     layout.start()
-    step = Step(layout, optimizer, work.objective, clip_norm=config.optim.clip_norm, seed=config.run.seed)
+    clip_norm, seed = config.optim.clip_norm, config.run.seed
+    step = Step(layout, optimizer, work.objective, clip_norm=clip_norm, seed=seed, average=average)
     step.settle(work.rows.collate([work.rows.filler()] * micro))
     throughput = Throughput(flops, lambda: all_peak_flops(device, layout.precision))
-    hooks = make_hooks(config, work, layout, tensors, store)
+    hooks = make_hooks(config, work, layout, tensors, store, average)
     positions = work.model.max_positions
     hooks[1:1] = watching_hooks(
-        config, context.directory, layout, head, names, work.tokenizer, work.rows, positions
+        config, context.directory, layout, head, names, work.tokenizer, work.rows, positions, average
     )
     engine = assemble(config, context, work.rows, step, micro, throughput, steps, state, sinks, hooks)
     return engine, work, num_parameters
@@ -189,7 +199,8 @@ def set_up(config: TrainingConfig, context: Context, make_work: MakeWork) -> tup
 def decide(config: TrainingConfig, context: Context, work: Work, device: torch.device, flops: float) -> None:
     """Settle what the config left open, and store it with the run."""
     config.precision = resolve_precision(config.precision, device)
-    config.compile = resolve_compile(config.compile, device, config.precision, flops / dist.world_size())
+    config.optim.settle(config.precision)
+    config.compile = resolve_compile(config.compile, device, flops / dist.world_size())
     if dist.rank() == 0:
         atomic_write(context.directory.config, config_text(work.verb, config))
 
@@ -216,8 +227,10 @@ def make_hooks(
     layout: Layout,
     tensors: dict[str, torch.Tensor],
     store: CheckpointStore,
+    average: Average | None,
 ) -> list[Hook]:
-    """Reports, evaluation and checkpoints, in the order in which they follow a step."""
+    """Reports, evaluation (of the average, where one is kept) and checkpoints, in the order in which they
+    follow a step."""
     hooks: list[Hook] = [LogHook(config.log.every)]
     evaluator = work.evaluator(layout)
     if evaluator is not None:
@@ -225,16 +238,28 @@ def make_hooks(
         if every is None:
             # Rounded up, so that the last evaluation is the one after the last step.
             every = math.ceil(work.rows.rows_per_epoch / config.train.batch_size)
-        hooks.append(EvaluateHook(every, evaluator, work.metric, config.eval.patience))
+        measure = of_average(evaluator, average)
+        hooks.append(EvaluateHook(every, measure, work.metric, config.eval.patience))
     saving = CheckpointHook(
         config.checkpoint.every,
         config.checkpoint.best,
+        config.checkpoint.background,
         store,
         tensors,
         checkpoint_texts(config, work),
         {"layout": asdict(layout.mesh.degrees), "data": dict(work.identity)},
     )
     return [*hooks, saving]
+
+
+def of_average(evaluator: Evaluator, average: Average | None) -> Evaluator:
+    """An evaluator that measures the moving average of the weights, where there is one."""
+
+    def evaluate(stopped: Callable[[], bool]) -> Evaluation | None:
+        with standing(average):
+            return evaluator(stopped)
+
+    return evaluate
 
 
 def checkpoint_texts(config: TrainingConfig, work: Work) -> dict[str, str]:
@@ -326,4 +351,9 @@ def finish(
     }
     write_json(context.directory.summary, summary)
     notes = report_run(context.directory)
-    print_summary(context.directory, summary, work.show_scores, work.next_commands, notes)
+    plugins = f" 'run.plugins=[{','.join(config.run.plugins)}]'" if config.run.plugins else ""
+
+    def next_commands(path: str) -> list[str]:
+        return [command + plugins for command in work.next_commands(path)]
+
+    print_summary(context.directory, summary, work.show_scores, next_commands, notes)

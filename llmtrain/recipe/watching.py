@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Set
-from contextlib import nullcontext
+from collections.abc import Callable, Set
+from contextlib import AbstractContextManager, nullcontext
 
 from llmtrain.data.loader import Rows
 from llmtrain.data.tokenizer import Tokenizer
 from llmtrain.engine.engine import Hook
-from llmtrain.engine.watch import NormsHook, ProfileHook, SampleHook
+from llmtrain.engine.watch import Draw, NormsHook, ProfileHook, SampleHook
 from llmtrain.metrics.report import write_report
 from llmtrain.metrics.summary import typed_path
+from llmtrain.optim.average import Average, standing
 from llmtrain.parallel.layout import Layout
-from llmtrain.recipe.samples import drawn, force_eager, make_draw, why_no_samples
+from llmtrain.recipe.samples import Texts, drawn, force_eager, make_draw, why_no_samples
 from llmtrain.schema.fields import Compile
 from llmtrain.schema.roots import TrainingConfig
 from llmtrain.utils.run_directory import RunDirectory
@@ -30,6 +31,7 @@ def watching_hooks(
     tokenizer: Tokenizer,
     rows: Rows,
     max_positions: int,
+    average: Average | None = None,
 ) -> list[Hook]:
     """The hooks that `log` asks for.
 
@@ -42,6 +44,7 @@ def watching_hooks(
         tokenizer: of the model.
         rows: what is learned from.
         max_positions: tokens that the model can look back on.
+        average: of the weights, which samples are drawn from where it is kept.
     """
     log = config.log
     hooks: list[Hook] = []
@@ -52,8 +55,16 @@ def watching_hooks(
     if log.sample_every and not why_no_samples(log, layout, head):
         draw = make_draw(log, layout, head, tokenizer, rows, max_positions)
         eager = force_eager if config.compile is Compile.always else nullcontext
-        hooks.append(SampleHook(log.sample_every, lambda: drawn(draw, layout, eager)))
+        hooks.append(SampleHook(log.sample_every, lambda: of_average(average, draw, layout, eager)))
     return hooks
+
+
+def of_average(
+    average: Average | None, draw: Draw, layout: Layout, eager: Callable[[], AbstractContextManager[object]]
+) -> Texts:
+    """See `drawn`; of the moving average of the weights, where there is one."""
+    with standing(average):
+        return drawn(draw, layout, eager)
 
 
 def report_run(run: RunDirectory) -> list[str]:

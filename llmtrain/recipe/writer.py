@@ -12,7 +12,7 @@ from llmtrain.generate.text import Writer
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.heads.vocabulary import LanguageModelHead
 from llmtrain.parallel.layout import AUTOCAST_DTYPES
-from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint
+from llmtrain.recipe.checkpointed import Checkpointed, open_checkpoint, tell
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.resolve import resolve_precision
 from llmtrain.schema.fields import Precision
@@ -37,6 +37,7 @@ def open_writer(source: str, device: str, precision: Precision, context: Context
     """
     where = pick_device(device)
     loaded = open_checkpoint(source, context, where)
+    tell(loaded)
     return make_writer(loaded, resolve_precision(precision, where))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llmtrain.checkpoint import disk, storage
 from llmtrain.checkpoint.manifest import parse_step, step_name
+from llmtrain.checkpoint.saving import Content
 from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.utils.errors import DiskFullError, ExitCode
 from tests.checkpoint.samples import Events, make_store, names, save
@@ -65,7 +66,7 @@ def test_other_errors_keep_their_text(tmp_path: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(disk, "save_file", fail)
-    with pytest.raises(RuntimeError, match="Permission denied"):
+    with pytest.raises(PermissionError, match="Permission denied"):
         save(make_store(tmp_path), 2)
 
 
@@ -109,15 +110,16 @@ def content(step: int) -> Tensor:
 
 
 def save_without_end(rank: int, directory: Path) -> None:
-    """Saves until it is killed."""
+    """Saves until it is killed, two times out of three while it changes the tensor of the training."""
     store = CheckpointStore(directory, keep=2, report=Events())
     found = store.find()
     first = 1 if found is None else (parse_step(found.name) or 0) + 1
     (directory.parent / "ready").touch()
     for step in range(first, 1_000_000):
-        store.save(step, {"w": content(step)}, {"step": step}, {"config.yaml": f"step: {step}\n"})
-        if step % 3 == 0:
-            store.mark_best(step)
+        weight = content(step)
+        holds = Content(step, {"w": weight}, {"step": step}, {"config.yaml": f"step: {step}\n"})
+        store.begin(holds, best=step % 3 == 0, background=step % 3 > 0)
+        weight.zero_()
 
 
 def test_kill_9_in_mid_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:

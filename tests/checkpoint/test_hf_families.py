@@ -81,7 +81,7 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_llama3": ("Llama", {**GROUPED, "rope_parameters": LLAMA3}),
     "llama_yarn": ("Llama", {**GROUPED, "rope_parameters": YARN}),
     "mistral": ("Mistral", {**GROUPED, "sliding_window": None, "head_dim": 16}),
-    "mistral_window": ("Mistral", {**GROUPED, "sliding_window": 48}),
+    "mistral_window": ("Mistral", {**GROUPED, "sliding_window": 5}),
     "qwen2": ("Qwen2", {**GROUPED, "tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {**GROUPED, "head_dim": 20}),
     "qwen3_bias": ("Qwen3", {**GROUPED, "head_dim": 20, "attention_bias": True}),
@@ -157,6 +157,7 @@ def test_their_models_say_the_same_here(name, tmp_path):
 ROTARY = {"position": Position.rotary, "norm": Norm.rmsnorm, "activation": Activation.swiglu, "bias": False}
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
+    "gpt2_relu_squared": ("gpt2", {"activation": Activation.relu_squared}),
     "gpt2_untied": ("gpt2", {"tie_embeddings": False, "activation": Activation.gelu, "hidden_dim": 80}),
     "llama": ("llama", {**ROTARY, "num_kv_heads": 2, "rotary_theta": 500.0}),
     "llama_untied_biases": ("llama", {**ROTARY, "tie_embeddings": False, "bias": True}),
@@ -168,6 +169,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {**ROTARY, "rotary_scaling": RotaryScaling(Scaling.yarn, 4.0, 16, attention_factor=1.5)},
     ),
+    "mistral": ("mistral", {**ROTARY, "window": 5, "num_kv_heads": 2}),
     "qwen2": ("qwen2", {**ROTARY, "qkv_bias": True, "num_kv_heads": 2}),
     "qwen3": ("qwen3", {**ROTARY, "query_key_norm": True, "num_kv_heads": 2, "head_dim": 20}),
     "qwen3_bias": ("qwen3", {**ROTARY, "query_key_norm": True, "qkv_bias": True, "out_bias": True}),
@@ -328,14 +330,14 @@ def test_what_files_do_not_say_is_what_transformers_take(tmp_path):
         assert family.read_config({}, "here") == family.read_config(full, "here"), model_type
 
 
-def test_a_sliding_window_limits_the_rows(tmp_path, caplog):
-    mistral = FAMILIES["mistral"]
+def test_a_sliding_window_is_that_of_all_layers_or_limits_the_rows(tmp_path, caplog):
     settings = {**GROUPED, "sliding_window": 48}
-    assert mistral.read_config(settings, "here").max_positions == 48
-    assert "sliding window" in caplog.text
-    assert mistral.read_config(settings | {"sliding_window": None}, "here").max_positions == 64
+    for window, ours in ((48, 48), (64, None), (None, None)):
+        found = FAMILIES["mistral"].read_config(settings | {"sliding_window": window}, "here")
+        assert (found.window, found.max_positions) == (ours, 64)
     assert FAMILIES["qwen2"].read_config(settings, "here").max_positions == 64
     assert FAMILIES["qwen2"].read_config(settings | {"use_sliding_window": True}, "x").max_positions == 48
+    assert "sliding window" in caplog.text
 
 
 @pytest.mark.parametrize(

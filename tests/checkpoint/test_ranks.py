@@ -12,9 +12,10 @@ import torch
 from llmtrain.checkpoint import disk
 from llmtrain.checkpoint.agree import gather_json, on_rank_0, together
 from llmtrain.checkpoint.manifest import published
+from llmtrain.checkpoint.saving import Content
 from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.utils.errors import DiskFullError, NoCheckpointError
-from tests.helpers.processes import run_ranks
+from tests.helpers.processes import run_ranks, wait_until
 
 
 def silent(event: str, details: dict[str, Any]) -> None:
@@ -50,10 +51,18 @@ def round_trip(rank: int, directory: Path) -> list[str]:
     store.mark_best(1)
     shards = sharded(1)
     path = store.save(2, {**shards, **replicated()}, {}, {})
-    blank = sharded(2)
-    store.load(path, {**blank, **target})
-    for key, value in shards.items():
-        assert torch.equal(blank[key].to_local(), value.to_local())  # type: ignore[attr-defined]
+    live = sharded(1)
+    store.begin(Content(3, {**live, **replicated()}, {}, {}), best=True)
+    for value in live.values():
+        value.zero_()
+    together(lambda: None)  # exchanges of the training go on meanwhile
+    store.wait()
+    assert os.readlink(directory / "best") == "step-00000003"
+    for saved in (path, directory / "step-00000003"):
+        blank = sharded(2)
+        store.load(saved, {**blank, **target})
+        for key, value in shards.items():
+            assert torch.equal(blank[key].to_local(), value.to_local())  # type: ignore[attr-defined]
     return sorted(os.listdir(path))
 
 
@@ -67,7 +76,7 @@ def test_two_processes_share_the_work_and_one_can_read_it(tmp_path: Path) -> Non
     alone = CheckpointStore(tmp_path / "checkpoints", keep=2, report=silent)
     path = alone.find()
     assert path is not None
-    assert path.name == "step-00000002"
+    assert path.name == "step-00000003"
     generator = torch.Generator().manual_seed(1)
     target = {key: torch.zeros_like(value) for key, value in replicated().items()}
     target |= {"long": torch.zeros(7, 3), "short": torch.zeros(1, 5)}
@@ -91,6 +100,13 @@ def one_fails(rank: int, directory: Path) -> list[str]:
     with pytest.raises(DiskFullError) as caught:
         store.save(2, replicated(), {}, {})
     seen.append(str(caught.value).splitlines()[1])
+    disk.save_file = original
+    if rank == 1:
+        disk.save_file = fail  # type: ignore[assignment]
+    store.begin(Content(2, replicated(), {}, {}))
+    wait_until(store.failed)  # though the other process could write
+    with pytest.raises(DiskFullError):
+        store.wait()
     disk.save_file = original
     with pytest.raises((TypeError, RuntimeError), match="not a tensor"):
         store.save(3, {"a": 1.0} if rank == 1 else {"a": torch.ones(1)}, {}, {})  # type: ignore[dict-item]

@@ -9,13 +9,26 @@ import torch
 import torch.distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from llmtrain.checkpoint.state import training_tensors
 from llmtrain.model.assembled import Assembled
-from llmtrain.model.build import build_model
+from llmtrain.model.build import build_model, materialise
 from llmtrain.model.heads.vocabulary import LanguageModelHead, MaskedNextHead
+from llmtrain.model.initialise import initialise
+from llmtrain.optim.average import Average
+from llmtrain.optim.optimizer import build_optimizer
 from llmtrain.parallel.apply import lay_out
 from llmtrain.parallel.mesh import Mesh
 from llmtrain.recipe.memory import state_bytes
 from llmtrain.schema.model import BERTConfig, GPTConfig
+from llmtrain.schema.optim import (
+    AdafactorConfig,
+    AdamConfig,
+    AdamWConfig,
+    LionConfig,
+    MuonConfig,
+    OptimConfig,
+    SGDConfig,
+)
 from llmtrain.schema.parallel import Degrees, ParallelConfig, PipelineSchedule, resolve_degrees, stage_blocks
 
 D, F, V, T, L = 32, 128, 96, 16, 4
@@ -56,6 +69,26 @@ def test_what_is_frozen_has_neither_gradient_nor_moments() -> None:
     model = gpt()
     model.requires_grad_(False)
     assert numbers(model, Degrees()) == [model.num_parameters() / 4]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *[AdamWConfig(), AdamConfig(ema=0.9), SGDConfig(), SGDConfig(momentum=0.0), LionConfig(ema=0.9)],
+        *[AdafactorConfig(), MuonConfig()],
+    ],
+    ids=lambda config: f"{config.kind}-{config.ema}",
+)
+def test_every_optimizer_keeps_what_the_formula_says(config: OptimConfig) -> None:
+    model = gpt()
+    materialise(model, torch.device("cpu"))
+    initialise(model, 0)
+    optimizer = build_optimizer(config, model)
+    own = dict(model.named_parameters())
+    average = Average(own, config.ema) if config.ema else None
+    tensors = training_tensors(own, optimizer, average)
+    kept = sum(one.nbytes for key, one in tensors.items() if one.ndim) + 4 * model.num_parameters()
+    assert state_bytes(model, Degrees(), stage_blocks(L, 1), config) == [kept]  # gradients are 4 bytes more
 
 
 @pytest.mark.parametrize("degrees", [Degrees(dp_shard=2), Degrees(dp_shard=2, cp=2), Degrees(cp=4)])

@@ -65,8 +65,9 @@ ACTIVATIONS = {
     "gelu_new": Activation.gelu_tanh,
     "gelu_pytorch_tanh": Activation.gelu_tanh,
     "gelu_fast": Activation.gelu_tanh,
+    "relu2": Activation.relu_squared,
 }
-"""`hidden_act` there -> activation here; the last three compute the same."""
+"""`hidden_act` there -> activation here; those of one value compute the same."""
 
 FIXED: dict[str, Any] = {
     "position_embedding_type": "absolute",

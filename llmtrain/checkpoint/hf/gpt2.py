@@ -56,6 +56,7 @@ ACTIVATIONS = {
     "gelu": Activation.gelu,
     "gelu_pytorch_tanh": Activation.gelu_tanh,
     "gelu_fast": Activation.gelu_tanh,
+    "relu2": Activation.relu_squared,
 }
 """`activation_function` there -> activation here."""
 
@@ -71,6 +72,7 @@ WANTED: dict[str, Any] = {
     "norm": Norm.layernorm,
     "bias": True,
     "query_key_norm": False,
+    "window": None,
 }
 """Settings of ours that GPT-2 has one value of."""
 

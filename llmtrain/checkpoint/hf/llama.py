@@ -90,10 +90,11 @@ class Variant:
         name: of its classes.
         defaults: values that Hugging Face takes where the file does not say.
         read_biases: settings -> biases.
-        window: a switch and its default that say whether `sliding_window` counts, and the window's default;
-            None where there is none.
+        window: a switch and its default that say whether `sliding_window` counts in some layers, and the
+            window's default; None where there is none.
         query_key_norm: whether queries and keys are normalised.
         free_head_dim: whether the width of a head may be set.
+        slides: whether `sliding_window` is that of all layers.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Variant:
     window: tuple[str, bool, int] | None = None
     query_key_norm: bool = False
     free_head_dim: bool = True
+    slides: bool = False
 
 
 def read_no_biases(theirs: Settings) -> Biases:
@@ -136,7 +138,7 @@ VARIANTS: dict[str, Variant] = {
         "Mistral",
         {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
         read_no_biases,
-        ("sliding_window", True, 4096),
+        slides=True,
     ),
 }
 """By their names in `config.json`, in the order in which a model of ours is tried on them."""
@@ -161,6 +163,7 @@ def read_config(variant: Variant, theirs: Settings, where: str) -> GPTConfig:
         "qkv_bias": None if qkv_bias == bias else qkv_bias,
         "out_bias": None if out_bias == bias else out_bias,
         "query_key_norm": variant.query_key_norm,
+        "window": read_window(variant, theirs),
         **read_rotary(theirs, variant.name, where),
     }
     heads, width = values["num_heads"], values["dim"]
@@ -173,8 +176,17 @@ def read_config(variant: Variant, theirs: Settings, where: str) -> GPTConfig:
     return config
 
 
+def read_window(variant: Variant, theirs: Settings) -> Any:
+    """The sliding window of a family in which all layers have it; none where it is as long as rows are."""
+    if not variant.slides:
+        return None
+    window, positions = theirs.get("sliding_window", 4096), theirs.get("max_position_embeddings")
+    return None if window is None or positions <= window else window
+
+
 def within_window(variant: Variant, theirs: Settings, positions: Any, where: str) -> Any:
-    """Longest row that a model with a sliding window treats as one without: not longer than the window."""
+    """Longest row that a model with a sliding window in some layers treats as one without: not longer than
+    the window."""
     if variant.window is None:
         return positions
     switch, used, default = variant.window
@@ -182,8 +194,8 @@ def within_window(variant: Variant, theirs: Settings, positions: Any, where: str
     if not theirs.get(switch, used) or window is None or positions <= window:
         return positions
     logger.warning(
-        "%s: attention has a sliding window, which is not known here; max_positions is its %s tokens instead "
-        "of %s, within which nothing changes",
+        "%s: some layers have a sliding window, which is not known here; max_positions is its %s tokens "
+        "instead of %s, within which nothing changes",
         where,
         window,
         positions,
@@ -195,8 +207,10 @@ def write_config(variant: Variant, config: GPTConfig, tokenizer: Settings) -> di
     """Content of `config.json`."""
     written = write_values(config, NUMBERS) | write_rotary(config)
     attention, _, mlp = biases(config)
+    if variant.slides:
+        written["sliding_window"] = config.window
     if variant.window is not None:
-        written[variant.window[0]] = None if variant.window[0] == "sliding_window" else False
+        written[variant.window[0]] = False
     return written | {
         "intermediate_size": config.feed_forward_dim,
         "num_key_value_heads": config.num_kv_heads or config.num_heads,
@@ -221,6 +235,8 @@ def misfits(variant: Variant, config: GPTConfig, tokenizer: Settings) -> list[st
     if variant.read_biases({"attention_bias": qkv, "mlp_bias": mlp}) != (qkv, out, mlp):
         told = {"qkv_bias": qkv, "out_bias": out, "bias": mlp}
         found.append(" with ".join(f"{key}={str(value).lower()}" for key, value in told.items()))
+    if config.window is not None and not variant.slides:
+        found.append(f"window={config.window}")
     if not variant.free_head_dim and config.head_width * config.num_heads != config.dim:
         found.append(f"head_dim={config.head_dim}")
     return found

@@ -73,8 +73,8 @@ def misfits(config: BERTConfig, tokenizer: Settings) -> list[str]:
     found = bert.misfits(config, tokenizer)
     if config.num_segments != 1:  # it knows one; with more of them, or none, a model is called a BERT
         found.append(f"num_segments={config.num_segments}")
-    if config.activation is Activation.gelu_tanh:
-        found.append("activation=gelu_tanh")
+    if config.activation in (Activation.gelu_tanh, Activation.relu_squared):
+        found.append(f"activation={config.activation.value}")
     if tokenizer.get("pad_token_id") is None:
         found.append("tokenizer without a padding token")
     return found

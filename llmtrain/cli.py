@@ -19,7 +19,9 @@ from typing import Any, NoReturn
 from llmtrain import __version__
 from llmtrain.command.completion import candidates, script
 from llmtrain.command.configs_verb import configs
-from llmtrain.command.help import configs_help, runs_help, top_help, verb_help, verify_help
+from llmtrain.command.doctor import doctor
+from llmtrain.command.help import configs_help, doctor_help, runs_help, top_help, verb_help, verify_help
+from llmtrain.command.placement import place
 from llmtrain.command.runs import runs
 from llmtrain.command.start import Start, open_run
 from llmtrain.command.style import Style
@@ -29,6 +31,7 @@ from llmtrain.compose.compose import Composed, compose
 from llmtrain.compose.folders import ConfigFolders, shown_path
 from llmtrain.compose.keys import KeySpace
 from llmtrain.metrics.summary import summary_rows, task_commands, text_commands, typed_path
+from llmtrain.schema.fields import LaunchConfig
 from llmtrain.schema.load import dump, suggest
 from llmtrain.schema.parallel import count_processes, layout_warnings
 from llmtrain.schema.plugins import config_dirs, registry_with
@@ -36,10 +39,11 @@ from llmtrain.schema.registry import builtin_registry
 from llmtrain.schema.roots import ROOTS, TRAINING, PretrainConfig, TrainingConfig
 from llmtrain.schema.stored import config_text
 from llmtrain.utils.errors import ConfigError, ExitCode, Problem, UserError
+from llmtrain.utils.machine import PLACEMENT
 from llmtrain.utils.members import WORDS
 from llmtrain.utils.signals import hold_signals
 
-VERBS = (*ROOTS, "verify", "runs", "configs")
+VERBS = (*ROOTS, "verify", "runs", "configs", "doctor")
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Invocation:
     help: bool = False
     version: bool = False
     completion: str | None = None
+    json: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,6 +111,8 @@ def run(arguments: list[str]) -> int:
         print(configs(call.words, call.config_dir, style))
     elif call.verb == "runs":
         print(runs(call.words, style))
+    elif call.verb == "doctor":
+        return doctor(call.words, style, call.json)
     elif call.verb == "verify":
         return run_verify(call, style)
     else:
@@ -122,7 +129,7 @@ def sort_words(arguments: Sequence[str]) -> Invocation:
     call = Invocation()
     problems: list[Problem] = []
     switches = {"--dry-run": "dry_run", "-m": "multirun", "--multirun": "multirun", "--version": "version"}
-    switches |= {"--help": "help", "-h": "help"}
+    switches |= {"--help": "help", "-h": "help", "--json": "json"}
     valued = {"--config-dir": "config_dir", "--cfg": "cfg", "--completion": "completion"}
     rest = list(arguments)
     while rest:
@@ -144,6 +151,8 @@ def sort_words(arguments: Sequence[str]) -> Invocation:
             call.verb = word
         else:
             call.words.append(word)
+    if call.json and call.verb not in ("doctor", None):
+        problems.append(Problem(f"{call.verb} knows no --json", "command line: --json", "leave it out"))
     if call.verb is None and call.words and not problems:
         problems.append(_no_verb(call.words[0]))
     if problems:
@@ -185,6 +194,8 @@ def help_text(call: Invocation, style: Style) -> str:
         return configs_help(style)
     if call.verb == "runs":
         return runs_help(style)
+    if call.verb == "doctor":
+        return doctor_help(style)
     if call.verb == "verify":
         return verify_help(style)
     return verb_help(call.verb, folders, registry_with([]), style)
@@ -198,6 +209,7 @@ def run_verb(call: Invocation, style: Style, arguments: Sequence[str]) -> int:
         os.environ[WORDS] = shlex.join(arguments)  # the workers compare them
     if distributed and os.environ["RANK"] != "0":
         if call.verb in TRAINING and not (call.cfg or call.dry_run or call.multirun):
+            settle_placement(LaunchConfig(bind=False), local_processes())
             execute("llmtrain.worker", "-")
         return ExitCode.OK
     if distributed and call.multirun:
@@ -250,14 +262,34 @@ def start(
             execute("llmtrain.worker", composed.verb, json.dumps(data))
         return ExitCode.OK
     if composed.verb not in TRAINING:
+        settle_placement(getattr(composed.config, "launch", LaunchConfig()), 1)
         execute("llmtrain.worker", composed.verb, json.dumps(data))
+    processes = settled_processes(composed.config, distributed)
+    if distributed:  # the others start without knowing the config
+        settle_placement(LaunchConfig(bind=False), local_processes())
+    else:
+        settle_placement(composed.config.launch, processes)
     started: Start = open_run(composed, arguments)
     if started.finished is not None and not distributed:  # the other ranks wait: their worker says it
         os.close(started.descriptor)
         print(finished_text(started.finished, composed, started.directory.path, style))
         return ExitCode.OK
-    several = settled_processes(composed.config, distributed) > 1 and not distributed
+    several = processes > 1 and not distributed
     execute("llmtrain.launch" if several else "llmtrain.worker", str(started.directory.path))
+
+
+def settle_placement(config: LaunchConfig, processes: int) -> None:
+    """Settle threads, cores and allocator, and put what has to be known at its start into the environment of
+    the program that this process turns into."""
+    placement = place(config, processes)
+    if placement.allocator.problem:
+        print(f"warning: {placement.allocator.problem}", file=sys.stderr)
+    os.environ.update({**placement.allocator.variables, PLACEMENT: placement.line})
+
+
+def local_processes() -> int:
+    """Workers of this machine, as torchrun tells."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 
 def settled_processes(config: TrainingConfig, distributed: bool) -> int:

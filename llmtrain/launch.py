@@ -30,6 +30,7 @@ from typing import Any
 
 import yaml
 
+from llmtrain.command.placement import place
 from llmtrain.command.restart import Restarts
 from llmtrain.command.supervisor import GRACE, StopRequests, Supervisor
 from llmtrain.schema.fields import LaunchConfig
@@ -37,7 +38,7 @@ from llmtrain.schema.load import build
 from llmtrain.schema.parallel import ParallelConfig, count_processes
 from llmtrain.schema.registry import builtin_registry
 from llmtrain.utils.errors import ConfigError, UserError
-from llmtrain.utils.machine import num_cores
+from llmtrain.utils.machine import CORES, ranges
 from llmtrain.utils.run_directory import RunDirectory
 from llmtrain.utils.signals import hold_signals, release_signals
 
@@ -61,31 +62,30 @@ def read_section(run: RunDirectory, name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def read_processes(run: RunDirectory) -> int:
-    """Number of workers that the run's config asks for.
+def read_launch(run: RunDirectory) -> tuple[LaunchConfig, int]:
+    """What the run's config says about starting it, and the number of workers that it asks for.
 
     Raises:
         ConfigError: it cannot be read.
     """
     registry, where = builtin_registry(), str(run.config)
-    return count_processes(
-        build(LaunchConfig, read_section(run, "launch"), registry, where),
-        build(ParallelConfig, read_section(run, "parallel"), registry, where),
-    )
+    config = build(LaunchConfig, read_section(run, "launch"), registry, where)
+    parallel = build(ParallelConfig, read_section(run, "parallel"), registry, where)
+    return config, count_processes(config, parallel)
 
 
-def worker_environment(run: RunDirectory, num_processes: int, config: dict[str, Any]) -> dict[str, str]:
-    """What the workers find in their environment besides the ranks, which torch's agent sets."""
-    threads = (
-        config.get("threads") or os.environ.get("OMP_NUM_THREADS") or max(1, num_cores() // num_processes)
-    )
+def worker_environment(run: RunDirectory, num_processes: int, config: LaunchConfig) -> dict[str, str]:
+    """What the workers find in their environment besides the ranks, which torch's agent sets, and the
+    allocator, which is ours already."""
+    placement = place(config, num_processes)
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     return {
         "LLMTRAIN_PARENT": str(os.getpid()),
         "LLMTRAIN_STORE": str(run.launch / f"store-{uuid.uuid4().hex[:12]}"),
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(placement.threads),
+        CORES: ";".join(map(ranges, placement.cores)),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # of the agent: do not open a TCPStore for the workers
         "TORCHELASTIC_SIGNALS_TO_HANDLE": "",  # of the agent: leave our handlers alone
     }
@@ -191,9 +191,9 @@ def launch(path: Path, module: str = "llmtrain.worker", grace: float = GRACE) ->
     stop = StopRequests()
     stop.install()
     run = RunDirectory(path.resolve())
-    config, num_processes = read_section(run, "launch"), read_processes(run)
+    config, num_processes = read_launch(run)
     silence_torch()
-    restarts = Restarts(run, config.get("max_restarts", LaunchConfig().max_restarts))
+    restarts = Restarts(run, config.max_restarts)
     while True:
         shutil.rmtree(run.launch, ignore_errors=True)  # of the last start; the lock says that it is over
         run.launch.mkdir(parents=True)

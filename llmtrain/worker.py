@@ -36,6 +36,7 @@ from llmtrain.schema.registry import builtin_registry
 from llmtrain.schema.roots import ROOTS
 from llmtrain.schema.stored import read_plain
 from llmtrain.utils import dist
+from llmtrain.utils.device import deterministic
 from llmtrain.utils.errors import ExitCode, MemoryFullError, Problem, Stopped, UserError
 from llmtrain.utils.meeting import first_line, lost_peer, this_process
 from llmtrain.utils.members import WORDS, Member, compare
@@ -159,7 +160,8 @@ def run_recipe(run: RunDirectory | None, verb: str, data: dict[str, Any], stop: 
     context = Context(run, registry, builders, stop, getattr(config, "allow_bin", False))
     if verb in DRY_RUNS and run is None:
         return DRY_RUNS[verb](config, context)
-    exit_code = RECIPES[verb](config, context)
+    with deterministic(config.run.deterministic):
+        exit_code = RECIPES[verb](config, context)
     dist.stop()  # not after an error: peers may wait for this process, and its end is what frees them
     return exit_code
 

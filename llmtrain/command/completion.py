@@ -81,12 +81,14 @@ def candidates(words: Sequence[str]) -> list[str]:
     if current.startswith("-"):
         return _starting(current, FLAGS)
     folders = ConfigFolders.make(_config_dir(before))
-    verbs = (*ROOTS, "verify", "runs", "configs")
+    verbs = (*ROOTS, "verify", "runs", "configs", "doctor")
     verb = next((word for word in before if word in verbs), None)
     if verb is None:
         return _starting(current, verbs)
     if verb == "configs":
         return _after_configs(before, current, folders)
+    if verb == "doctor":
+        return _starting(current, ["dir="])
     if verb == "runs":
         return _starting(current, complete_runs(before[before.index(verb) + 1 :]))
     found: list[str] = []

@@ -13,7 +13,15 @@ from llmtrain.compose.resolve import is_secret
 from llmtrain.utils.machine import processor_name
 
 PACKAGES = ("torch", "numpy", "datasets", "tokenizers", "safetensors", "hydra-core", "omegaconf")
-VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "LD_PRELOAD")
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "LD_PRELOAD",
+    "GLIBC_TUNABLES",
+    "MALLOC_CONF",
+)
 PREFIXES = ("SLURM_", "LLMTRAIN_", "MASTER_", "NCCL_", "TORCH_")
 
 

@@ -21,8 +21,17 @@ from llmtrain.schema.roots import ROOTS
 from llmtrain.schema.verify import VerifyConfig
 
 CONFIGS_SUMMARY = "list, show, copy and check the YAML files that groups choose from."
+DOCTOR_SUMMARY = "what this machine offers, what a run would take of it, and what is wrong."
 RUNS_SUMMARY = "list, show and compare runs, from the files that they leave."
 VERIFY_SUMMARY = "show that your training gives the same curve under other layouts."
+
+OTHER_VERBS = {
+    "verify": VERIFY_SUMMARY,
+    "runs": RUNS_SUMMARY,
+    "configs": CONFIGS_SUMMARY,
+    "doctor": DOCTOR_SUMMARY,
+}
+"""Verbs that take no configuration of their own, and what they do."""
 
 EXAMPLES = (
     ("llmtrain pretrain experiment=debug", "the whole way in seconds, on any machine"),
@@ -132,7 +141,14 @@ VERIFY_OPTIONS = {
 
 def summary_of(verb: str) -> str:
     """One line on a verb, from its schema's docstring."""
-    if verb in (only := {"configs": CONFIGS_SUMMARY, "runs": RUNS_SUMMARY, "verify": VERIFY_SUMMARY}):
+    if verb in (
+        only := {
+            "configs": CONFIGS_SUMMARY,
+            "runs": RUNS_SUMMARY,
+            "verify": VERIFY_SUMMARY,
+            "doctor": DOCTOR_SUMMARY,
+        }
+    ):
         return only[verb]
     return " ".join((ROOTS[verb].__doc__ or "").split()).partition(": ")[2]
 
@@ -162,7 +178,9 @@ def top_help(folders: ConfigFolders, style: Style) -> str:
             "  llmtrain VERB [group=choice ...] [key=value ...] [options]",
             "",
             style.bold("Verbs") + style.dim("    (llmtrain VERB --help: its groups and keys)"),
-            style.entries((verb, summary_of(verb)) for verb in [*ROOTS, "verify", "runs", "configs"]),
+            style.entries(
+                (verb, summary_of(verb)) for verb in [*ROOTS, "verify", "runs", "configs", "doctor"]
+            ),
             "",
             style.bold("Groups") + style.dim("   (llmtrain configs ls GROUP: what each choice is)"),
             style.entries((group, "  ".join(choices)) for group, choices in groups.items()),
@@ -193,6 +211,17 @@ def configs_help(style: Style) -> str:
         ("configs check", "check every file, with --config-dir DIR yours too"),
     )
     return "\n".join([f"{style.bold('llmtrain configs')}: {CONFIGS_SUMMARY}", "", style.entries(rows)])
+
+
+def doctor_help(style: Style) -> str:
+    """Help for `llmtrain doctor`."""
+    rows = (
+        ("dir=DIR", "measure the disk there, not where ./runs is"),
+        ("--json", "one JSON object, for programs"),
+    )
+    title = f"{style.bold('llmtrain doctor')}: {DOCTOR_SUMMARY}"
+    codes = "Ends with exit code 1 where a run could not work; takes a few seconds."
+    return "\n".join([title, "", style.entries(rows), "", codes])
 
 
 def runs_help(style: Style) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import resource
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 
 from llmtrain.utils import dist
-from llmtrain.utils.errors import UserError
+from llmtrain.utils.errors import ConfigError, UserError
 from llmtrain.utils.io import cache_directory, read_json, write_json
 from llmtrain.utils.machine import processor_name
 
@@ -29,6 +31,36 @@ GPU_PEAK_FLOPS: dict[str, dict[str, float]] = {
     "RTX 3090": {"bf16": 71e12, "fp16": 71e12, "fp32": 35.6e12},
 }
 """Dense peak of matrix products by the makers' data sheets; the first name that fits is taken."""
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """If wanted, let torch choose operations that give the same bits each time, or none at all.
+
+    Has to come before the first product on a GPU: cuBLAS reads its variable then.
+
+    Raises:
+        ConfigError: inside, an operation has no such form.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"(\S+) does not have a deterministic implementation", str(error))
+        if found is None:
+            raise
+        raise ConfigError(
+            f"the operation {found[1]} has no deterministic form on this device",
+            "run.deterministic=true",
+            "give run.deterministic=false, or a model (or a device) that does without it",
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def pick_device(kind: str) -> torch.device:

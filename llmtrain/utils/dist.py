@@ -95,7 +95,13 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     return tensor.tolist()
 
 
-def gather(tensor: Tensor) -> Tensor:
+def companion() -> dist.ProcessGroup | None:
+    """A second group of all processes over gloo, for exchanges of a thread beside the main one; None for a
+    single process. Collective."""
+    return dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.is_initialized() else None
+
+
+def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Stack a CPU tensor of one shape from all processes: (...) -> (world, ...).
 
     Sums made from it in the order of ranks have the same bits whatever the shape; those of an
@@ -104,7 +110,7 @@ def gather(tensor: Tensor) -> Tensor:
     if not dist.is_initialized():
         return tensor[None]
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor)
+    dist.all_gather(parts, tensor, group=group)
     return torch.stack(parts)
 
 

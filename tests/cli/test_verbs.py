@@ -162,7 +162,7 @@ def test_completion_in_bash(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == [
         "gpt/debug",
         "train.steps=",
-        "pretrain finetune prepare evaluate predict generate chat convert verify runs configs",
+        "pretrain finetune prepare evaluate predict generate chat convert verify runs configs doctor",
     ]
 
 

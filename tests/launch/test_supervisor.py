@@ -14,7 +14,8 @@ import pytest
 
 from llmtrain.command.restart import Restarts
 from llmtrain.command.supervisor import End, StopRequests, Supervisor
-from llmtrain.launch import read_processes, worker_environment
+from llmtrain.launch import read_launch, worker_environment
+from llmtrain.schema.fields import LaunchConfig
 from llmtrain.utils.machine import num_cores
 from llmtrain.utils.processes import parent_alive, signal_name
 from llmtrain.utils.run_directory import RunDirectory
@@ -160,18 +161,18 @@ def test_the_others_get_a_moment_and_no_signal(tmp_path: Path) -> None:
 def test_how_many_processes(tmp_path: Path, config: str, processes: int) -> None:
     run = RunDirectory(tmp_path)
     run.config.write_text(f"verb: pretrain\n{config}\n")
-    assert read_processes(run) == processes
+    assert read_launch(run)[1] == processes
 
 
 def test_the_environment_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory("/some/run")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert worker_environment(run, 1, {})["OMP_NUM_THREADS"] == str(num_cores())
-    assert worker_environment(run, 1000, {})["OMP_NUM_THREADS"] == "1"
+    assert worker_environment(run, 1, LaunchConfig())["OMP_NUM_THREADS"] == str(num_cores())
+    assert worker_environment(run, 1000, LaunchConfig())["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert worker_environment(run, 2, {"threads": None})["OMP_NUM_THREADS"] == "7"
-    assert worker_environment(run, 2, {"threads": 3})["OMP_NUM_THREADS"] == "3"
-    first, second = (worker_environment(run, 2, {})["LLMTRAIN_STORE"] for _ in range(2))
+    assert worker_environment(run, 2, LaunchConfig())["OMP_NUM_THREADS"] == "7"
+    assert worker_environment(run, 2, LaunchConfig(threads=3))["OMP_NUM_THREADS"] == "3"
+    first, second = (worker_environment(run, 2, LaunchConfig())["LLMTRAIN_STORE"] for _ in range(2))
     assert first != second
 
 

@@ -1,12 +1,16 @@
 """The peak of a device: from the table, or measured once."""
 
 import json
+import os
 
 import pytest
 import torch
 
+from llmtrain import worker
+from llmtrain.schema.roots import TRAINING
 from llmtrain.utils import device
-from llmtrain.utils.errors import UserError
+from llmtrain.utils.errors import ConfigError, UserError
+from llmtrain.utils.signals import StopFlag
 
 CPU = torch.device("cpu")
 
@@ -51,3 +55,35 @@ def test_a_device_that_is_not_there_is_refused():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="device cuda is not available"):
         device.pick_device("cuda")
+
+
+def test_deterministic_is_set_and_told_from_other_errors(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with device.deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with device.deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.backends.cudnn.benchmark
+    assert not torch.are_deterministic_algorithms_enabled()
+    message = r"put_ has no deterministic form.*\n.*run.deterministic=true"
+    with pytest.raises(ConfigError, match=message), device.deterministic(True):
+        torch.zeros(4).put_(torch.tensor([0]), torch.tensor([1.0]))
+    with pytest.raises(RuntimeError, match="shape"), device.deterministic(True):
+        torch.zeros(4).view(3)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+
+
+def test_a_worker_is_deterministic_if_it_is_told_to_be(monkeypatch):
+    told = []
+
+    def recipe(config, context):
+        told.append(torch.are_deterministic_algorithms_enabled())
+        return 0
+
+    monkeypatch.setattr(worker, "DRY_RUNS", {})
+    for verb in TRAINING:
+        monkeypatch.setitem(worker.RECIPES, verb, recipe)
+        assert worker.run_recipe(None, verb, {"run": {"deterministic": True}}, StopFlag()) == 0
+        assert worker.run_recipe(None, verb, {}, StopFlag()) == 0
+    assert told == [True, False] * len(TRAINING)

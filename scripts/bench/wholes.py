@@ -1,0 +1,316 @@
+"""Works that are whole runs: tokenising, start-up, processes, time to a loss, saves, faithfulness."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import LOOPS, Bench
+from table import Result, log, median
+from training import GPT2, SMALL, gpt_words, large_vocabulary, write_tokens
+from turns import without_allocator
+
+from llmtrain.compose.compose import compose
+from llmtrain.data.prepare import prepare
+from llmtrain.utils.io import read_json, read_json_lines
+
+BABY = ["experiment=shakespeare_characters", "log.panel=lines"]
+"""nanoGPT's recipe for a CPU, of 4 layers of 128 and rows of 64."""
+
+RECIPE = {"layers": 4, "heads": 4, "dim": 128, "length": 64, "batch": 12, "bias": False}
+RECIPE |= {"rate": 1e-3, "least": 1e-4, "beta2": 0.99, "steps": 2000}
+"""The same for the minimal loop, with nanoGPT's own learning rates."""
+
+TARGET = 1.88
+"""Validation loss of `time_to_loss`."""
+
+
+def row(name: str, values: list[float], note: str = "", **told: Any) -> dict[str, Any]:
+    """A row of a table; less is better."""
+    return {"name": name, "values": values, "note": note, **told}
+
+
+def make(title: str, how: str, measure: str, rows: list[dict[str, Any]], **more: Any) -> Result:
+    """A result without amounts."""
+    return {"title": title, "how": how, "unit": "", "measure": measure, "rows": rows, **more}
+
+
+def tokenise(bench: Bench, _peak: float) -> Result:
+    """Byte-level BPE and WordPiece, with tokenizers that are there already; about 24 MB of text."""
+    folder = bench.new_folder("tokenise")
+    folder.mkdir()
+    words = bench.data_words()
+    files = [str(path) for path in bench.texts]
+    if not files or any(".jsonl" not in name for name in files):
+        config = compose("pretrain", [*words, "tokenizer=bytes"], None, False)[0].config
+        files = [
+            str(write_documents(prepare(config.data, config.tokenizer, seed=0), folder / "text.jsonl.gz"))
+        ]
+    bpe = ["tokenizer=bpe", "tokenizer.vocab_size=32000"]
+    if bench.gpt2:
+        bpe = ["tokenizer=file", f"tokenizer.path={bench.gpt2}"]
+    piece = ["tokenizer=wordpiece", "tokenizer.vocab_size=16000"]
+    rows = []
+    for kind, chosen in {"byte-level BPE": bpe, "WordPiece": piece}.items():
+        config = compose("pretrain", [*words, *chosen], None, False)[0].config
+        tokenizer = folder / f"{kind.split()[-1]}.json"
+        tokenizer.write_text(prepare(config.data, config.tokenizer, seed=0).tokenizer.to_json())
+        found: dict[str, list[dict[str, Any]]] = {"llmtrain": [], "datasets": []}
+        for _ in range(bench.rounds):
+            for tool, runs in found.items():
+                runs.append(
+                    loop_json(bench, "tokenise", [tool, str(tokenizer), str(bench.new_folder(tool)), *files])
+                )
+                log(f"  {kind}, {tool}: {runs[-1]['seconds']:.2f} s, {runs[-1]['peak_bytes'] / 1e6:.0f} MB")
+        equal = len({run["digest"] for runs in found.values() for run in runs}) == 1
+        size = sum(len(line.encode()) for line in read_texts(files)) / 1e6
+        for tool, runs in found.items():
+            seconds = [run["seconds"] for run in runs]
+            memory = median([run["peak_bytes"] for run in runs]) / 1e6
+            note = f"{size / median(seconds):.1f} MB/s, {memory:.0f} MB of memory"
+            note += f", {'equal' if equal else 'DIFFERENT'} ids, {runs[0]['tokens']:,}"
+            name = f"{'llmtrain prepare' if tool == 'llmtrain' else 'datasets.map, 2 processes'}, {kind}"
+            rows.append(row(name, seconds, note, peak_bytes=memory * 1e6, allocator=bench.allocator_label))
+    how = "from the start of reading (packages imported) to the ids on disk, documents of a JSONL file"
+    return make(f"Tokenising {size:.0f} MB", how, "all", rows)
+
+
+def read_texts(files: list[str]) -> list[str]:
+    """The texts of JSONL files."""
+    contents = (Path(file).read_bytes() for file in files)
+    plain = (
+        gzip.decompress(one) if file.endswith(".gz") else one
+        for file, one in zip(files, contents, strict=True)
+    )
+    return [json.loads(line)["text"] for one in plain for line in one.splitlines()]
+
+
+def write_documents(prepared: Any, path: Path) -> Path:
+    """The documents of a store as JSONL."""
+    view = prepared.train
+    with gzip.open(path, "wt", 1) as file:
+        for start, end in zip(*(one.tolist() for one in view.spans), strict=True):
+            file.write(json.dumps({"text": prepared.tokenizer.decode(view.read(start, end))}) + "\n")
+    return path
+
+
+def loop_json(bench: Bench, loop: str, arguments: list[str]) -> dict[str, Any]:
+    """What a script of `loops` prints."""
+    done = subprocess.run(
+        [sys.executable, str(LOOPS / f"{loop}.py"), *arguments],
+        env={**without_allocator(os.environ), **bench.environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{loop}.py {' '.join(arguments)}:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def seconds_until(bench: Bench, command: list[str], found: Callable[[str], bool]) -> tuple[float, bool]:
+    """From starting a process to the line that is looked for, or to its end where there is none."""
+    start = time.perf_counter()
+    environment = {**without_allocator(os.environ), **bench.environment(), "PYTHONUNBUFFERED": "1"}
+    errors = bench.folder / "last_error.log"
+    with (
+        errors.open("w") as file,
+        subprocess.Popen(
+            command, cwd=bench.folder, stdout=subprocess.PIPE, stderr=file, text=True, env=environment
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found(line):
+                seconds = time.perf_counter() - start
+                process.terminate()
+                return seconds, True
+    if process.returncode:
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {process.returncode}:\n{errors.read_text()[-1500:]}"
+        )
+    return time.perf_counter() - start, False
+
+
+def startup(bench: Bench, _peak: float) -> Result:
+    """From the shell command to the end of the first step; data are prepared already."""
+    folder = bench.new_folder("startup")
+    folder.mkdir()
+    shape = bench.shape(SMALL)
+    words = gpt_words(bench.on_shakespeare(), shape, ["tokenizer=characters"])
+    tokens, described = write_tokens(folder, words, shape)
+    minimal = [
+        sys.executable,
+        str(LOOPS / "minimal.py"),
+        str(tokens),
+        str(described),
+        "--bf16",
+        "--steps",
+        "3",
+    ]
+    seconds: dict[str, list[float]] = {"llmtrain": [], "minimal loop": []}
+    for _ in range(bench.rounds):
+        run = [f"run.dir={bench.new_folder('first')}", "train.steps=5", "log.every=1"]
+        ours = [sys.executable, "-m", "llmtrain", "pretrain", *words, *run]
+        for name, command in (("llmtrain", ours), ("minimal loop", minimal)):
+            taken, reached = seconds_until(bench, command, lambda line: line.lstrip().startswith("step=1 "))
+            assert reached, f"{command} told of no first step"
+            seconds[name].append(taken)
+        log("  " + ", ".join(f"{name} {taken[-1]:.2f} s" for name, taken in seconds.items()))
+    told = {"precision": "bf16", "compile": "no", "allocator": bench.allocator_label}
+    rows = [row(name, taken, **told) for name, taken in seconds.items()]
+    return make("Start-up: the first step of the small GPT is done", "whole processes", "time", rows)
+
+
+def processes(bench: Bench, _peak: float) -> Result:
+    """The small GPT in one process with two threads and in two with one thread each."""
+    shape = bench.shape(SMALL)
+    words = [*gpt_words(bench.on_shakespeare(), shape, ["tokenizer=characters"]), "log.every=1"]
+    steps = 3 * bench.steps
+    layouts = {"llmtrain, 1 process of 2 threads": (1, 2), "2 processes of 1 thread": (2, 1)}
+    seconds: dict[str, list[float]] = {name: [] for name in layouts}
+    for _ in range(bench.rounds):
+        for name, (number, threads) in layouts.items():
+            run = bench.new_folder("processes")
+            told = [f"launch.num_processes={number}", f"launch.threads={threads}", f"train.steps={steps}"]
+            bench.run(["pretrain", *words, *told, f"run.dir={run}"], OMP_NUM_THREADS=str(threads))
+            records = [one for one in read_json_lines(run / "metrics.jsonl") if one["kind"] == "train"]
+            amount = shape["batch"] * shape["length"]
+            seconds[name].append(median([amount / one["tokens_per_second"] for one in records[2:]]))
+            log(f"  {name}: {seconds[name][-1]:.3f} s a step")
+    config = read_json(run / "summary.json")
+    told = {"precision": config["precision"], "allocator": bench.allocator_label}
+    told["compile"] = "yes" if config["compile"] == "always" else "no"
+    rows = [row(name, taken, **told) for name, taken in seconds.items()]
+    return make(
+        "One process and two, small GPT, same global batch", f"median of {steps} steps", "a step", rows
+    )
+
+
+def shakespeare(bench: Bench) -> list[str]:
+    """Tiny-shakespeare as words, or Python's prose where it is not given."""
+    if bench.shakespeare is None:
+        return ["data=python_prose", "data.max_tokens=1200000"]
+    return ["data=text", f"data.paths=[{bench.shakespeare}]"]
+
+
+def time_to_loss(bench: Bench, _peak: float) -> Result:
+    """From the shell command to a validation loss of 1.88, median of 3 seeds, evaluation every 100 steps."""
+    folder = bench.new_folder("loss")
+    folder.mkdir()
+    words = [*BABY, *shakespeare(bench)]
+    config = compose("pretrain", words, None, False)[0].config
+    prepared = prepare(config.data, config.tokenizer, seed=0)
+    held_out = prepared.validation
+    assert held_out is not None
+    tokens, described = write_tokens(folder, words, RECIPE)
+    valid = folder / "validation.bin"
+    parts = [held_out.read(int(a), int(b)) for a, b in zip(*held_out.spans, strict=True)]
+    np.concatenate(parts).astype(np.uint16).tofile(valid)
+    target = 1.88 if bench.shakespeare else 2.2
+    steps = 200 if bench.short else 2000
+    rows = []
+    for name in ("llmtrain, speedrun_shakespeare", "minimal loop, nanoGPT's recipe"):
+        seconds, notes = [], []
+        for seed in range(1 if bench.short else 3):
+            if name.startswith("llmtrain"):
+                run = [
+                    "experiment=speedrun_shakespeare",
+                    *shakespeare(bench),
+                    f"run.seed={seed}",
+                    "log.panel=lines",
+                ]
+                run += [f"run.dir={bench.new_folder('speedrun')}", "eval.every=100", "checkpoint.every=0"]
+                run += ["train.steps=200"] if bench.short else []
+                command = [sys.executable, "-m", "llmtrain", "pretrain", *run]
+            else:
+                command = [sys.executable, str(LOOPS / "minimal.py"), str(tokens), str(described)]
+                command += ["--steps", str(steps), "--seed", str(seed), "--validation", str(valid)]
+            seen: list[float] = []
+            taken, reached = seconds_until(bench, command, lambda line: reaches(line, target, seen))  # noqa: B023
+            seconds.append(taken)
+            notes.append(f"{min(seen, default=float('nan')):.3f}" + ("" if reached else " only, at its end"))
+            log(f"  {name}, seed {seed}: {taken:.1f} s, loss {notes[-1]}")
+        rows.append(row(name, seconds, f"losses {', '.join(notes)}", allocator=bench.allocator_label))
+    rows[0] |= {"precision": "auto", "compile": "auto"}
+    rows[1] |= {"precision": "fp32", "compile": "no"}
+    how = f"from the shell command to a validation loss of {target}, start-up and evaluations included"
+    return make("Time to a validation loss on tiny-shakespeare", how, "time", rows)
+
+
+def reaches(line: str, target: float, seen: list[float]) -> bool:
+    """Whether a line tells of a validation loss (`val=...`) that is low enough; notes those that are told."""
+    found = [float(word[4:]) for word in line.split() if word.startswith("val=")]
+    seen += found
+    return any(loss <= target for loss in found)
+
+
+def saves(bench: Bench, _peak: float) -> Result:
+    """What ten saves of GPT-2 124M cost: the same training with and without them."""
+    words = gpt_words(bench, bench.shape(GPT2), large_vocabulary(bench))
+    steps, number = (4, 2) if bench.short else (50, 10)
+    seconds: dict[str, list[float]] = {"llmtrain, without saves": [], f"with {number} saves": []}
+    for _ in range(min(2, bench.rounds)):
+        for name, taken in seconds.items():
+            run = bench.new_folder("saves")
+            every = steps // number if name.startswith("with") else 0
+            told = [
+                f"run.dir={run}",
+                f"train.steps={steps}",
+                f"checkpoint.every={every}",
+                "checkpoint.keep=1",
+            ]
+            taken.append(bench.run(["pretrain", *words, *told]))
+            log(f"  {name}: {taken[-1]:.1f} s")
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    plain, saved = (median(taken) for taken in seconds.values())
+    share = (saved - plain) / number * 10 / (plain / steps * 500)
+    rows = [row(name, taken, allocator=bench.allocator_label) for name, taken in seconds.items()]
+    rows[1]["note"] = f"ten saves take {100 * share:.1f} % of 500 steps"
+    how = f"whole runs of {steps} steps; the run without saves writes one at its end as well"
+    return make("Checkpoints of GPT-2 124M", how, "time", rows)
+
+
+def optimised_vs_plain(bench: Bench, _peak: float) -> Result:
+    """Validation loss after 500 steps: by default against plain fp32 without own kernels or compilation."""
+    steps, seeds = (50, 1) if bench.short else (500, 3)
+    words = [*BABY, *shakespeare(bench), f"train.steps={steps}", f"eval.every={steps}", "checkpoint.every=0"]
+    words += ["schedule.warmup=0.1"]
+    kinds = {"llmtrain, defaults": [], "plain": ["precision=fp32", "compile=never"]}
+    losses: dict[str, list[float]] = {name: [] for name in kinds}
+    for seed in range(seeds):
+        for name, more in kinds.items():
+            run = bench.new_folder("plain")
+            kernels = {"LLMTRAIN_KERNELS": "0"} if more else {}
+            bench.run(["pretrain", *words, *more, f"run.seed={seed}", f"run.dir={run}"], **kernels)
+            summary = read_json(run / "summary.json")
+            losses[name].append(summary["validation_loss"])
+            log(f"  {name}, seed {seed}: {losses[name][-1]:.4f} ({summary['precision']})")
+    ours, plain = losses.values()
+    apart = max(abs(a / b - 1) for a, b in zip(ours, plain, strict=True))
+    rows = [row(name, found, unit="nats") for name, found in losses.items()]
+    rows[0]["note"] = f"at most {100 * apart:.2f} % from plain with the same seed"
+    rows[0] |= {"precision": "auto", "compile": "auto", "allocator": bench.allocator_label}
+    rows[1] |= {"precision": "fp32", "compile": "no", "allocator": bench.allocator_label}
+    how = f"4 layers of 128, 12 x 64, {seeds} seeds"
+    return make(f"Validation loss after {steps} steps", how, "loss", rows)
+
+
+WHOLES: dict[str, Callable[[Bench, float], Result]] = {
+    "tokenise": tokenise,
+    "startup": startup,
+    "processes": processes,
+    "time_to_loss": time_to_loss,
+    "saves": saves,
+    "optimised_vs_plain": optimised_vs_plain,
+}

@@ -59,7 +59,7 @@ def assert_same_run(run: Path, undisturbed: Path) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, sentences: Path) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    succeed(*arguments(sentences, folder / "run", 30), cwd=folder)
+    succeed(*arguments(sentences, folder / "run", 30), cwd=folder, fresh=True)
     return folder / "run"
 
 
@@ -125,7 +125,7 @@ def test_signals_save_and_the_run_goes_on(number, exit_code, tmp_path, sentences
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.equivalence), 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.equivalence)])
 def test_several_processes_killed_and_resumed(processes, tmp_path, sentences):
     """Two kinds of death: one worker, and the launcher; both times all processes are gone at once."""
     several = f"launch.num_processes={processes}"

@@ -19,11 +19,12 @@ from llmtrain.model.assembled import Assembled
 from llmtrain.model.build import build_model
 from llmtrain.model.compile import compile_blocks
 from llmtrain.model.initialise import fill, initialise
+from llmtrain.model.recompute import keep_products
 from llmtrain.optim.optimizer import build_optimizer, freeze, frozen_names
 from llmtrain.parallel.apply import lay_out
 from llmtrain.parallel.layout import Layout
 from llmtrain.parallel.mesh import Mesh
-from llmtrain.schema.optim import AdamWConfig
+from llmtrain.schema.optim import AdamWConfig, OptimConfig
 from llmtrain.schema.parallel import ParallelConfig, PipelineSchedule, Reshard, resolve_degrees
 from llmtrain.utils import dist
 from tests.helpers.works import ROWS, Work
@@ -42,7 +43,9 @@ class Setup:
         microbatches: of each process in a step.
         precision: of the training step.
         recompute: what blocks compute is computed again in the backward pass.
+        selective: only what is no product is computed again.
         compiler: of blocks; None compiles nothing.
+        optim: the optimizer.
     """
 
     world: int
@@ -50,7 +53,9 @@ class Setup:
     microbatches: int = 2
     precision: str = "fp32"
     recompute: bool = False
+    selective: bool = False
     compiler: str | None = None
+    optim: OptimConfig = field(default_factory=lambda: AdamWConfig(lr=1e-3))
 
 
 ALONE = Setup(1, microbatches=1)
@@ -80,6 +85,11 @@ SETUPS: dict[str, Setup] = {
     "fsdp2_recompute": replace(setup(2, dp_shard=2), recompute=True),
     "tp2_recompute": replace(setup(2, tp=2), recompute=True),
     "pp2_recompute": replace(setup(2, 4, pp=2), recompute=True),
+    "fsdp2_selective": replace(setup(2, dp_shard=2), selective=True),
+    "tp2_selective": replace(setup(2, tp=2), selective=True),
+    "pp2_selective": replace(setup(2, 4, pp=2), selective=True),
+    "fsdp2_selective_compiled": replace(setup(2, dp_shard=2), selective=True, compiler="aot_eager"),
+    "tp2_selective_compiled": replace(setup(2, tp=2), selective=True, compiler="aot_eager"),
     "zero_bubble_recompute": replace(setup(2, 4, pp=2, schedule=ZERO_BUBBLE), recompute=True),
     "fsdp2_compiled": replace(setup(2, dp_shard=2), compiler="aot_eager"),
     "tp2_compiled": replace(setup(2, tp=2), compiler="aot_eager"),
@@ -161,11 +171,13 @@ def prepare(work: Work, how: Setup) -> Step:
     add_adapters(model, work.adapt)
     frozen, num_blocks = frozen_names(model, work.freeze), len(model.backbone.blocks)
     model.backbone.recompute = how.recompute
+    if how.selective:
+        keep_products(model)
     if how.compiler is not None:
         compile_with(how.compiler, model)
     layout = lay_out(model, here(how.parallel), how.parallel, how.precision)
     freeze(model, frozen)
-    optimizer = build_optimizer(AdamWConfig(lr=1e-3), model, num_blocks=num_blocks)
+    optimizer = build_optimizer(how.optim, model, num_blocks=num_blocks)
     initialise(model, 0)
     fill_adapters(model)
     layout.start()

@@ -114,7 +114,7 @@ def train(rank: int, jobs: list[Job]) -> list[Held]:
     for job in jobs:
         engine = prepare(job.config, job.run)
         engine.hooks.insert(0, StopAfter(job.step))
-        with mock.patch.object(CheckpointStore, "save", save_without_gathering):
+        with mock.patch.object(CheckpointStore, "begin", begin_without_gathering):
             engine.fit()
         assert engine.state.step == job.step
         found.append(Held(digests(saving(engine).tensors), next_rows(engine, engine.state.row)))
@@ -122,15 +122,15 @@ def train(rank: int, jobs: list[Job]) -> list[Held]:
     return found
 
 
-original_save = CheckpointStore.save
+original_begin = CheckpointStore.begin
 
 
-def save_without_gathering(self: CheckpointStore, *arguments: Any) -> Path:
+def begin_without_gathering(self: CheckpointStore, *arguments: Any, **options: Any) -> None:
     """As it is, but a tensor must stay as it is placed."""
     from torch.distributed.tensor import DTensor
 
     with mock.patch.object(DTensor, "redistribute", side_effect=AssertionError("a tensor was gathered")):
-        return original_save(self, *arguments)
+        original_begin(self, *arguments, **options)
 
 
 def load(rank: int, visits: list[Visit]) -> list[list[Held]]:

@@ -198,6 +198,8 @@ def works() -> dict[str, Work]:
         "deep_classify": Work(bert(num_layers=4), classify, example_batch, flat),
         "gpt": Work(gpt(), Causal(False), plain_batch),
         "llama": Work(gpt(**QWEN), Causal(True), text_batch),
+        "window": Work(gpt(**LLAMA, window=5), Causal(True), text_batch),
+        "plain_window": Work(gpt(window=5), Causal(False), plain_batch),
         "few_tokens": Work(gpt(vocab_size=20, vocab_multiple=64), Causal(True), _of_20),
         "bert": Work(bert(), MLMNSP(MLMNSPConfig()), pairs_batch),
         "modern_bert": Work(

@@ -76,8 +76,8 @@ def test_entities(start, tmp_path, request):
 
 @pytest.mark.slow
 def test_questions(encoder, tmp_path):
-    words = ["task=question_answering/custom", *files(tmp_path, write_questions, "json", 400, 40)]
-    more = ["train.epochs=12", "task.stride=8"]
+    words = ["task=question_answering/custom", *files(tmp_path, write_questions, "json", 300, 40)]
+    more = ["train.epochs=11", "task.stride=8"]
     summary = finetune(encoder, tmp_path / "run", *words, *more)
     assert summary["best_validation_f1"] > 0.6  # two names to choose from, and words around them
 

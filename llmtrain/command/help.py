@@ -9,7 +9,14 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
-from llmtrain.command.layouts import SCHEDULE_OF, SELECTION
+from llmtrain.command.help_texts import (
+    EXAMPLES,
+    LAYOUT_HELP,
+    OPTIONS,
+    OTHER_VERBS,
+    VERB_EXAMPLES,
+    VERIFY_OPTIONS,
+)
 from llmtrain.command.runs import SORT_KEYS
 from llmtrain.command.style import Style, first_sentence
 from llmtrain.compose.folders import EXPERIMENT, ConfigFolders
@@ -20,136 +27,11 @@ from llmtrain.schema.registry import Registry
 from llmtrain.schema.roots import ROOTS
 from llmtrain.schema.verify import VerifyConfig
 
-CONFIGS_SUMMARY = "list, show, copy and check the YAML files that groups choose from."
-DOCTOR_SUMMARY = "what this machine offers, what a run would take of it, and what is wrong."
-RUNS_SUMMARY = "list, show and compare runs, from the files that they leave."
-VERIFY_SUMMARY = "show that your training gives the same curve under other layouts."
-
-OTHER_VERBS = {
-    "verify": VERIFY_SUMMARY,
-    "runs": RUNS_SUMMARY,
-    "configs": CONFIGS_SUMMARY,
-    "doctor": DOCTOR_SUMMARY,
-}
-"""Verbs that take no configuration of their own, and what they do."""
-
-EXAMPLES = (
-    ("llmtrain pretrain experiment=debug", "the whole way in seconds, on any machine"),
-    (
-        "llmtrain pretrain model=gpt/baby data=text data.paths=[book.txt] train.steps=2000",
-        "your own text; the same command again resumes it",
-    ),
-    ("llmtrain generate init_from=runs/NAME prompt='Once upon a time'", "draw text from what was trained"),
-    ("llmtrain chat init_from=runs/NAME", "talk with it; or with a Hugging Face directory, or a .gguf file"),
-    (
-        "llmtrain finetune task=classification/sst2 task.folder=SST-2 init_from=DIR",
-        "DIR is a run, or a Hugging Face directory of a BERT",
-    ),
-    ("llmtrain predict init_from=runs/NAME input=new.txt", "what the fine-tuned model says, line by line"),
-)
-
-VERB_EXAMPLES = {
-    "finetune": (
-        (
-            "llmtrain finetune task.paths=[my.csv] task.text_column=review task.label_column=stars ...",
-            "your own CSV, TSV or JSON lines; task.target=number or labels for regression or several labels",
-        ),
-        (
-            "llmtrain finetune task=question_answering/squad task.folder=DATA train.sequence_length=384 ...",
-            "questions on long texts: windows longer than the default",
-        ),
-        (
-            "llmtrain finetune -m run.seed=1,2,3 task=classification/rte task.folder=RTE init_from=DIR",
-            "three seeds; ends with mean and standard deviation",
-        ),
-    ),
-    "predict": (
-        ("echo 'a fine film' | llmtrain predict init_from=runs/NAME input=-", "from standard input"),
-        (
-            "llmtrain predict init_from=runs/NAME input=dev.tsv output=said.jsonl",
-            "a file laid out as those of the training",
-        ),
-    ),
-    "generate": (
-        (
-            "llmtrain generate init_from=DIR prompts=questions.jsonl chat=true output=answers.jsonl",
-            "a text for each line of a file, as answers to a user",
-        ),
-        (
-            "llmtrain generate init_from=DIR prompt='1, 2,' sample.temperature=0 sample.stop=[5]",
-            "always the likeliest token, until 5 is written",
-        ),
-    ),
-    "chat": (
-        (
-            "llmtrain chat init_from=DIR system='You answer in one sentence.' precision=bf16",
-            "with a system message, and twice as fast where the processor multiplies bf16",
-        ),
-    ),
-    "evaluate": (
-        ("llmtrain evaluate init_from=runs/NAME", "on the validation data of the run"),
-        ("llmtrain evaluate init_from=runs/NAME data=text data.paths=[book.txt]", "a language model"),
-        ("llmtrain evaluate init_from=runs/NAME paths=[test.tsv]", "a fine-tuned model"),
-    ),
-    "verify": (
-        ("llmtrain verify experiment=debug", "one process against every kind of layout"),
-        (
-            "llmtrain verify finetune task.paths=[my.csv] init_from=DIR parallel.tp=2 launch.num_processes=2",
-            "the layout that you mean to train with",
-        ),
-        ("llmtrain verify model=gpt/small verify.layouts=[fsdp4,ddp2-tp2] verify.steps=5", "those you name"),
-    ),
-    "convert": (
-        (
-            "llmtrain convert source=runs/NAME target=DIR",
-            "then, in Python: transformers.AutoModel.from_pretrained('DIR')",
-        ),
-        ("llmtrain convert source=DIR_OR_FILE.gguf target=DIR", "a model of others as a checkpoint"),
-    ),
-}
-"""More examples, for the help of single verbs."""
-
-LAYOUT_HELP = (
-    (
-        "ddp2 fsdp2 tp2 pp2 cp2",
-        "one axis: copies, shards, tensors, a pipeline, parts of each row; any degree",
-    ),
-    ("hsdp2x4", "copies x shards"),
-    ("ddp2-tp2-pp2", "several axes"),
-    ("pp2-gpipe", f"another schedule of the pipeline: {', '.join(SCHEDULE_OF)}"),
-    ("own", "the degrees of your config"),
-    ("all", f"own, and {' '.join(SELECTION)}"),
-)
-
-OPTIONS = (
-    ("--help", "this text; after a verb: its groups and keys"),
-    ("--version", "version of llmtrain"),
-    ("--config-dir DIR", "your own YAML files: searched first, same group folders (DIR/model/big.yaml)"),
-    ("--cfg job", "print the composed config and stop"),
-    ("--dry-run", "print the config, batch arithmetic and sizes, and stop"),
-    ("-m", "sweep: run every combination of values such as optim.lr=1e-3,3e-4"),
-    ("--completion SHELL", 'completion for bash or zsh: eval "$(llmtrain --completion bash)"'),
-)
-
-
-VERIFY_OPTIONS = {
-    "--dry-run": "print what would be changed and what each layout is asked for with, and stop",
-    "-m": "not with this verb",
-}
-"""Options that mean something else there."""
-
 
 def summary_of(verb: str) -> str:
-    """One line on a verb, from its schema's docstring."""
-    if verb in (
-        only := {
-            "configs": CONFIGS_SUMMARY,
-            "runs": RUNS_SUMMARY,
-            "verify": VERIFY_SUMMARY,
-            "doctor": DOCTOR_SUMMARY,
-        }
-    ):
-        return only[verb]
+    """One line on a verb, from its schema's docstring where it has one."""
+    if verb in OTHER_VERBS:
+        return OTHER_VERBS[verb]
     return " ".join((ROOTS[verb].__doc__ or "").split()).partition(": ")[2]
 
 
@@ -178,9 +60,7 @@ def top_help(folders: ConfigFolders, style: Style) -> str:
             "  llmtrain VERB [group=choice ...] [key=value ...] [options]",
             "",
             style.bold("Verbs") + style.dim("    (llmtrain VERB --help: its groups and keys)"),
-            style.entries(
-                (verb, summary_of(verb)) for verb in [*ROOTS, "verify", "runs", "configs", "doctor"]
-            ),
+            style.entries((verb, summary_of(verb)) for verb in [*ROOTS, *OTHER_VERBS]),
             "",
             style.bold("Groups") + style.dim("   (llmtrain configs ls GROUP: what each choice is)"),
             style.entries((group, "  ".join(choices)) for group, choices in groups.items()),
@@ -210,7 +90,7 @@ def configs_help(style: Style) -> str:
         ),
         ("configs check", "check every file, with --config-dir DIR yours too"),
     )
-    return "\n".join([f"{style.bold('llmtrain configs')}: {CONFIGS_SUMMARY}", "", style.entries(rows)])
+    return "\n".join([f"{style.bold('llmtrain configs')}: {OTHER_VERBS['configs']}", "", style.entries(rows)])
 
 
 def doctor_help(style: Style) -> str:
@@ -219,7 +99,7 @@ def doctor_help(style: Style) -> str:
         ("dir=DIR", "measure the disk there, not where ./runs is"),
         ("--json", "one JSON object, for programs"),
     )
-    title = f"{style.bold('llmtrain doctor')}: {DOCTOR_SUMMARY}"
+    title = f"{style.bold('llmtrain doctor')}: {OTHER_VERBS['doctor']}"
     codes = "Ends with exit code 1 where a run could not work; takes a few seconds."
     return "\n".join([title, "", style.entries(rows), "", codes])
 
@@ -246,7 +126,7 @@ def runs_help(style: Style) -> str:
     )
     return "\n".join(
         [
-            f"{style.bold('llmtrain runs')}: {RUNS_SUMMARY}",
+            f"{style.bold('llmtrain runs')}: {OTHER_VERBS['runs']}",
             "",
             style.entries(rows),
             "",
@@ -263,7 +143,7 @@ def verify_help(style: Style) -> str:
     """Help for `llmtrain verify`."""
     return "\n".join(
         [
-            f"{style.bold('llmtrain verify')}: {VERIFY_SUMMARY}",
+            f"{style.bold('llmtrain verify')}: {OTHER_VERBS['verify']}",
             "",
             style.bold("Usage"),
             "  llmtrain verify [pretrain|finetune] [group=choice ...] [key=value ...] [verify.key=value ...]",

@@ -42,7 +42,8 @@ def test_a_model(tmp_path: Path, sentences: Path) -> None:
     training = [*SHORT, *GPT, *TEXT, f"data.paths=[{sentences}]"]
     more = {"pretrain": training, "generate": ["sample.max_new_tokens=8", "sample.temperature=0"]}
     told, text = run("adding_a_model.md", "model", tmp_path, more)
-    assert "evaluate init_from=runs/neox 'run.plugins=[parallel_block]'" in told  # can be typed as it stands
+    again = f"evaluate init_from=runs/neox 'run.plugins=[{tmp_path / 'parallel_block'}]'"
+    assert again in told  # can be typed as it stands
     assert text.startswith("Return the")
     words = ["pretrain", "run.plugins=[parallel_block]", "model=neox/tiny"]
     assert "resuming   from step 6" in succeed(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmtrain.checkpoint.background import Buffers
 from llmtrain.checkpoint.manifest import MANIFEST
+from llmtrain.utils.shares import own_share
 
 if TYPE_CHECKING:
     from llmtrain.checkpoint.storage import Part
@@ -96,7 +97,7 @@ def check_content(content: Content) -> None:
         # One float among the tensors makes the storage write a file that cannot be read.
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{key} is a {type(tensor).__name__}, not a tensor; put it into the state")
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        local = own_share(tensor)
         if local.numel() and (other := owners.setdefault(local.data_ptr(), key)) != key:
             raise ValueError(f"{key} and {other} are one tensor; save it once")
     check_plain(content.state, "state")

@@ -13,6 +13,7 @@ from llmtrain.objective.build import Objective
 from llmtrain.optim.average import Average
 from llmtrain.parallel.layout import Layout, Replicated, Sums
 from llmtrain.utils.seed import derive_seed
+from llmtrain.utils.shares import own_share
 
 
 @dataclass
@@ -137,6 +138,6 @@ class Step:
         bad = []
         for name, parameter in self.layout.parameters.items():
             gradient = parameter.grad
-            if gradient is not None and not getattr(gradient, "_local_tensor", gradient).isfinite().all():
+            if gradient is not None and not own_share(gradient).isfinite().all():
                 bad.append(name)
         return bad

@@ -12,6 +12,7 @@ from llmtrain.engine.engine import Engine, Hook
 from llmtrain.engine.step import StepResult
 from llmtrain.optim.clip import part_norms
 from llmtrain.utils import dist
+from llmtrain.utils.shares import own_share
 
 MOST_OPERATIONS = 40
 """Lines of the table of operations."""
@@ -80,7 +81,7 @@ class NormsHook(Hook):
     def _sums(self, tensors: Mapping[str, Tensor]) -> list[float]:
         """This process's share of the sum of squares of each group."""
         totals = dict.fromkeys(self.groups, 0.0)
-        local = [getattr(one, "_local_tensor", one).detach() for one in tensors.values()]
+        local = [own_share(one) for one in tensors.values()]
         norms = torch.stack(torch._foreach_norm([part_norms(one) for one in local])).tolist() if local else []
         for name, norm in zip(tensors, norms, strict=True):
             totals[group_of(name)] += norm**2 * self._share[name]

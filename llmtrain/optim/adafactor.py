@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmtrain.utils.shares import own_share
+
 
 class Adafactor(torch.optim.Optimizer):
     """Algorithm 4 of the paper, operation by operation as `torch.optim.Adafactor` without `foreach`.
@@ -52,12 +54,12 @@ class Adafactor(torch.optim.Optimizer):
         step = state["step"].item()
         size = whole(parameter.norm(2)).item() / parameter.numel() ** 0.5
         rate = max(self.eps, size) * min(lr, 1 / step**0.5)
-        weights = local(parameter)
+        weights = own_share(parameter)
         if weight_decay != 0:
             weights.mul_(1 - lr * weight_decay)
         least = torch.finfo(parameter.dtype).eps
         squares = self._squares(state, gradient, step**self.beta2_decay, least)
-        update = squares.clamp_(min=least * least).rsqrt_().mul_(local(gradient))
+        update = squares.clamp_(min=least * least).rsqrt_().mul_(own_share(gradient))
         length = whole(shared_like(update, parameter).norm(2)).item()
         rate /= max(1.0, length / (parameter.numel() ** 0.5 * self.clip_update))
         weights.add_(update, alpha=-rate)
@@ -68,8 +70,8 @@ class Adafactor(torch.optim.Optimizer):
         state["step"] = torch.tensor(0.0)
         if gradient.ndim > 1:
             *outer, rows, columns = gradient.shape
-            state["row_var"] = local(gradient).new_zeros(*outer, rows, 1)
-            state["col_var"] = local(gradient).new_zeros(*outer, 1, columns)
+            state["row_var"] = own_share(gradient).new_zeros(*outer, rows, 1)
+            state["col_var"] = own_share(gradient).new_zeros(*outer, 1, columns)
         else:
             state["variance"] = torch.zeros_like(gradient)
         return state
@@ -77,8 +79,8 @@ class Adafactor(torch.optim.Optimizer):
     def _squares(self, state: dict[str, Tensor], gradient: Tensor, share: float, least: float) -> Tensor:
         """What squared gradients are estimated to be, of this process's share."""
         if gradient.ndim == 1:
-            squares = local(state["variance"])
-            return squares.lerp_(local(gradient) * local(gradient), share).clone()
+            squares = own_share(state["variance"])
+            return squares.lerp_(own_share(gradient) * own_share(gradient), share).clone()
         for key, dim in (("row_var", -1), ("col_var", -2)):
             norms = whole(torch.norm(gradient, dim=dim, keepdim=True))
             state[key].lerp_(norms.square_().div_(gradient.size(dim)), share)
@@ -97,12 +99,6 @@ def own_factors(row: Tensor, column: Tensor, gradient: Any) -> tuple[Tensor, Ten
         gradient.shape, gradient.device_mesh, gradient.placements
     )
     return row.narrow(-2, start[-2], shape[-2]), column.narrow(-1, start[-1], shape[-1])
-
-
-def local(tensor: Any) -> Tensor:
-    """The share of this process, as a plain tensor."""
-    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return own
 
 
 def whole(tensor: Any) -> Tensor:

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from llmtrain.utils.shares import own_share
+
 WARM_UP = 9.0
 """See `Average`."""
 
@@ -35,7 +37,7 @@ class Average:
         self.decay = decay
         self.parameters = {name: one for name, one in parameters.items() if one.requires_grad}
         self.averages = {name: torch.empty_like(one.detach()) for name, one in self.parameters.items()}
-        device = next((local(one).device for one in parameters.values()), torch.device("cpu"))
+        device = next((own_share(one).device for one in parameters.values()), torch.device("cpu"))
         self.count = torch.zeros((), device=device)
 
     def start(self) -> None:
@@ -76,15 +78,9 @@ class Average:
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What this process has of each average and of its parameter."""
         for name, parameter in self.parameters.items():
-            yield local(self.averages[name]), local(parameter)
+            yield own_share(self.averages[name]), own_share(parameter)
 
 
 def standing(average: Average | None) -> AbstractContextManager[None]:
     """Let an average stand where the weights are; where none is kept, nothing happens."""
     return nullcontext() if average is None else average.in_place()
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The share of a tensor that this process has."""
-    share: Tensor = getattr(tensor, "_local_tensor", tensor)
-    return share.detach()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmtrain.optim.orthogonal import orthogonalise
 from llmtrain.optim.owners import Owners, is_shared_out
+from llmtrain.utils.shares import own_share
 
 MATCH = 0.2
 """Root mean square of AdamW's updates in practice (Liu et al. 2025, section 2.2)."""
@@ -87,7 +88,7 @@ class Muon(torch.optim.Optimizer):
         updates = self._orthogonal([parameter for _, parameter in learning], directions)
         for (group, parameter), update in zip(learning, updates, strict=True):
             rate = group["lr"] * kept
-            own = _local(parameter)
+            own = own_share(parameter)
             own.mul_(1.0 - rate * group["weight_decay"])
             factor = rate * MATCH * math.sqrt(max(parameter.shape))
             if isinstance(factor, Tensor):
@@ -98,7 +99,7 @@ class Muon(torch.optim.Optimizer):
     def _direction(self, parameter: Tensor, kept: float | Tensor) -> Tensor:
         """Where a parameter goes, of this process's share; the momentum goes on."""
         assert parameter.grad is not None
-        gradient, mean = _local(parameter.grad), _local(self.state[parameter]["momentum"])
+        gradient, mean = own_share(parameter.grad), own_share(self.state[parameter]["momentum"])
         if isinstance(kept, Tensor):
             gradient = torch.where(kept > 0, gradient, 0.0)
             mean.add_((gradient - mean) * ((1.0 - self.momentum) * kept))
@@ -124,9 +125,3 @@ class Muon(torch.optim.Optimizer):
         if not any(is_shared_out(matrix) for matrix in matrices):
             return None
         return Owners(matrices, dist.get_rank())
-
-
-def _local(tensor: Any) -> Tensor:
-    """The share of this process, as a plain tensor."""
-    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return own

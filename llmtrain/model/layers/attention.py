@@ -52,7 +52,7 @@ def attention(
         mask: (B or 1, 1, T, T) bool, True where a query may look; it holds what `causal` asks for. None
             lets a query look at all keys, or with `causal` at those up to its own place.
         dropout: probability of dropping an attention weight.
-        causal: what None means.
+        causal: no query looks behind its own place, whether there is a mask or not.
 
     Returns:
         (B, H, T, K)

@@ -1,11 +1,19 @@
 """``python -m llmtrain``, also the entry point under ``torchrun``."""
 
-import gc
+from llmtrain.utils import garbage
 
-# What is imported and composed stays: looking through it for garbage is a fifth of the time to an error.
-gc.set_threshold(100_000)
+garbage.seldom()
 
-from llmtrain.cli import main  # noqa: E402  (the imports are what takes the time)
+from llmtrain import cli  # noqa: E402  (the imports are what takes the time)
+
+
+def main() -> int:
+    """Run the command; returns its exit code."""
+    try:
+        return cli.main()
+    finally:
+        garbage.at_end()
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

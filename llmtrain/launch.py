@@ -37,6 +37,7 @@ from llmtrain.schema.fields import LaunchConfig
 from llmtrain.schema.load import build
 from llmtrain.schema.parallel import ParallelConfig, count_processes
 from llmtrain.schema.registry import builtin_registry
+from llmtrain.utils import garbage
 from llmtrain.utils.errors import ConfigError, UserError
 from llmtrain.utils.machine import CORES, ranges
 from llmtrain.utils.run_directory import RunDirectory
@@ -226,4 +227,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    garbage.seldom()  # before torch is imported
+    code = main(sys.argv[1:])
+    garbage.at_end()
+    sys.exit(code)

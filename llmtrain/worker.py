@@ -7,6 +7,11 @@ python -m llmtrain.worker VERB JSON      verbs that leave no run directory behin
 
 from __future__ import annotations
 
+from llmtrain.utils import garbage
+
+if __name__ == "__main__":
+    garbage.seldom()  # before torch is imported
+
 import json
 import logging
 import os
@@ -33,7 +38,7 @@ from llmtrain.recipe.pretrain import pretrain
 from llmtrain.schema.load import build
 from llmtrain.schema.plugins import load_builders, load_schemas
 from llmtrain.schema.registry import builtin_registry
-from llmtrain.schema.roots import ROOTS
+from llmtrain.schema.roots import ROOTS, TRAINING
 from llmtrain.schema.stored import read_plain
 from llmtrain.utils import dist
 from llmtrain.utils.device import deterministic
@@ -66,6 +71,7 @@ logger.addHandler(logging.NullHandler())  # without a run there is no log, and n
 
 def main(arguments: list[str]) -> int:
     """Run one worker; returns the exit code of the process."""
+    garbage.keep_imports()
     stop = StopFlag()
     if dist.world_size() > 1:
         end_at_signals()  # a process that waits for its peers could not look at the flag
@@ -157,6 +163,8 @@ def run_recipe(run: RunDirectory | None, verb: str, data: dict[str, Any], stop: 
     if launch is not None and launch.threads is not None:
         torch.set_num_threads(launch.threads)
     builders = {**BUILDERS, **load_builders(folders)}
+    if verb not in TRAINING or run is None:
+        garbage.as_usual()  # a training has more to build before its first step
     context = Context(run, registry, builders, stop, getattr(config, "allow_bin", False))
     if verb in DRY_RUNS and run is None:
         return DRY_RUNS[verb](config, context)
@@ -243,6 +251,7 @@ def leave(exit_code: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)
+    garbage.at_end()
     sys.exit(exit_code)
 
 

@@ -18,8 +18,6 @@ from llmtrain.compose.layout import (
     Sources,
     check_files,
     hydra,
-    hydra_problem,
-    hydra_words,
     open_sources,
     read_layout,
 )
@@ -64,6 +62,8 @@ def compose(
         checked = check_arguments(sources, overrides, multirun)
         problems += checked.problems
         for trial in trials(checked.good):
+            if problems and all(is_choice(override, sources.groups()) for override in trial):
+                break  # all that would be told now are problems of values that the command line gives
             try:
                 composed.append(_compose_one(sources, checked, trial))
             except ConfigError as error:
@@ -158,22 +158,13 @@ def _compose_one(sources: Sources, checked: Checked, trial: Sequence[Override]) 
     Raises:
         ConfigError: a value is out of range, an interpolation fails, or settings contradict each other.
     """
-    import hydra as hydra_package
-    from omegaconf import OmegaConf
-
     groups = sources.groups()
     choices = [override for override in trial if is_choice(override, groups)]
     given = [override for override in trial if not is_choice(override, groups)]
     layout = checked.layouts.get(_words(choices))
     if layout is None:
         raise ConfigError(checked.problems)
-    try:
-        merged = hydra_package.compose(sources.verb, hydra_words(sources, choices))
-    except Exception as error:
-        raise ConfigError(hydra_problem(error)) from error
-    data = OmegaConf.to_container(merged, resolve=False)
-    assert isinstance(data, dict)
-    plain = {str(key): value for key, value in data.items()}
+    plain = copy.deepcopy(layout.values)
     for override in given:
         for key, value in flatten({override.key: override.values[0]}).items():
             set_key(plain, key, copy.deepcopy(value))

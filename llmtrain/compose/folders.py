@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from llmtrain.schema.load import suggest
@@ -37,7 +38,7 @@ def shown_path(path: Path) -> str:
 
 @dataclass(frozen=True)
 class ConfigFolders:
-    """Folders of YAML files, the first that has a file wins.
+    """Folders of YAML files, the first that has a file wins; what is in them is looked up once.
 
     Attributes:
         paths: absolute; the user's folder first, then those of plugins, llmtrain's own last.
@@ -74,6 +75,10 @@ class ConfigFolders:
 
     def names(self) -> dict[str, Path]:
         """Every name and the file that stands for it, sorted; shadowed files are left out."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for folder in self.paths:
             for path in folder.rglob("*.yaml"):
@@ -82,6 +87,10 @@ class ConfigFolders:
 
     def groups(self) -> dict[str, list[str]]:
         """Choices of each group: `{"model": ["gpt/small", ...], ...}`."""
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {}
         for name in self.names():
             group, slash, choice = name.partition("/")

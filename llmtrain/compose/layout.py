@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,35 @@ class Sources:
 
 @dataclass
 class Layout:
-    """What Hydra would put together for a set of choices.
+    """What Hydra puts together for a set of choices.
 
     Attributes:
         files: the files that take part, in order of merging, each with the key it is placed under.
         kinds: `kind` of each group.
+        choices: the file of each group.
+        merge: lets Hydra put their values together; to be called once, as it uses up what it has read.
     """
 
     files: list[tuple[YamlFile, str]]
     kinds: dict[str, Any]
     choices: dict[str, str]
+    merge: Callable[[], Any]
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The values of all files together, nested, interpolations as text; not to be changed.
+
+        Raises:
+            ConfigError: Hydra cannot merge them.
+        """
+        from omegaconf import OmegaConf
+
+        try:
+            merged = OmegaConf.to_container(self.merge(), resolve=False)
+        except Exception as error:
+            raise ConfigError(hydra_problem(error)) from error
+        assert isinstance(merged, dict)
+        return {str(key): value for key, value in merged.items()}
 
     def origins(self) -> dict[str, str]:
         """File and line that each key has its value from."""
@@ -152,8 +172,8 @@ def hydra_words(sources: Sources, choices: Sequence[Override]) -> list[str]:
 
 def read_layout(sources: Sources, choices: Sequence[Override]) -> tuple[Layout | None, list[Problem]]:
     """Let Hydra work out which files take part, and read them."""
+    from hydra._internal.defaults_list import create_defaults_list
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.types import RunMode
 
     problems = check_defaults(sources.root, "", sources.folders)
     for override in choices:
@@ -167,9 +187,13 @@ def read_layout(sources: Sources, choices: Sequence[Override]) -> tuple[Layout |
             problems += error.problems
     if problems:
         return None, problems
-    loader = GlobalHydra.instance().config_loader()
+    loader: Any = GlobalHydra.instance().config_loader()
     try:
-        defaults = loader.compute_defaults_list(sources.verb, hydra_words(sources, choices), RunMode.RUN)
+        # as `hydra.compose` does it, but without Hydra's settings of itself, which take longer than ours
+        words, read = loader._parse_overrides_and_create_caching_repo(
+            sources.verb, hydra_words(sources, choices)
+        )
+        defaults = create_defaults_list(read, sources.verb, words, prepend_hydra=False, skip_missing=False)
     except Exception as error:
         return None, [hydra_problem(error)]
     files: list[tuple[YamlFile, str]] = []
@@ -201,7 +225,8 @@ def read_layout(sources: Sources, choices: Sequence[Override]) -> tuple[Layout |
                 kinds[group] = leaf.value
     known = defaults.overrides.known_choices
     chosen = {group: choice for group, choice in known.items() if choice and not group.startswith("hydra")}
-    return Layout(files, kinds, chosen), problems
+    merge = partial(loader._compose_config_from_defaults_list, defaults.defaults, read)
+    return Layout(files, kinds, chosen, merge), problems
 
 
 def hydra_problem(error: Exception) -> Problem:

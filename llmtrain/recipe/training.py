@@ -51,7 +51,7 @@ from llmtrain.schema.fields import ActivationCheckpointing, Compile
 from llmtrain.schema.model import ModelConfig
 from llmtrain.schema.roots import TrainingConfig
 from llmtrain.schema.stored import config_text
-from llmtrain.utils import dist
+from llmtrain.utils import dist, garbage
 from llmtrain.utils.device import peak_flops, peak_memory_bytes, pick_device
 from llmtrain.utils.errors import ConfigError
 from llmtrain.utils.io import atomic_write, write_json
@@ -112,6 +112,7 @@ def train(config: TrainingConfig, context: Context, make_work: MakeWork) -> int:
     """
     engine, work, num_parameters = set_up(config, context, make_work)
     keep_to_own_cores(dist.local_rank())
+    garbage.as_usual()
     try:
         exit_code = engine.fit()
     finally:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.config_repository import ConfigRepository
 
 from llmtrain.compose.compose import Composed, compose
+from llmtrain.compose.layout import Layout
+from llmtrain.utils.errors import ConfigError
 
 Cli = Callable[..., Any]
 
@@ -29,6 +32,35 @@ def test_command_line_beats_experiment_beats_group() -> None:
     assert (config.model.dim, config.train.steps, config.optim.lr) == (32, 20, 1e-3)
     config = one("experiment=debug", "model=gpt/tiny", "train.steps=5", "model.dim=128").config
     assert (config.model.num_layers, config.model.dim, config.train.steps) == (4, 128, 5)
+
+
+def test_each_file_is_merged_once_and_hydra_s_own_settings_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They took longer than all of ours."""
+    read: list[str] = []
+    load = ConfigRepository.load_config
+
+    def watched(self: ConfigRepository, config_path: str) -> Any:
+        read.append(config_path)
+        return load(self, config_path)
+
+    monkeypatch.setattr(ConfigRepository, "load_config", watched)
+    assert one("experiment=debug", "train.steps=7").config.train.steps == 7
+    assert {"pretrain", "experiment/debug", "model/gpt/debug"} <= set(read)
+    assert len(read) == len(set(read))
+    assert not [name for name in read if name.startswith("hydra")]
+
+
+def test_a_wrong_choice_alone_is_told_without_composing_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Layout, "values", property(lambda layout: pytest.fail("composed")))
+    with pytest.raises(ConfigError, match="there is no model 'gtp/tiny'"):
+        one("model=gtp/tiny", "optim=adamw")
+
+
+def test_the_trials_of_a_sweep_do_not_share_values() -> None:
+    first, second = compose("pretrain", ["experiment=debug", "train.steps=5,6", "extra.a=1"], None, True)
+    assert (first.config.train.steps, second.config.train.steps) == (5, 6)
+    first.config.extra["a"] = 2
+    assert second.config.extra == {"a": 1}
 
 
 def test_keys_that_no_file_has_take_no_plus() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from llmtrain.data.batch import IGNORE
 from llmtrain.model.kernels import linear_cross_entropy as kernel
+from llmtrain.model.kernels import loops
 from llmtrain.objective.causal import Causal
 from tests.helpers.models import make_model, random_batch, small_config
 
@@ -41,7 +42,7 @@ def gradients(function, *arguments, scale: float = 0.37):
 def test_equals_reference_whatever_the_chunks(monkeypatch, chunk_rows, cached_rows, bias):
     arguments = example(bias=bias)
     monkeypatch.setattr(kernel, "MAX_LOGITS", chunk_rows * 50)
-    monkeypatch.setattr(kernel, "CACHED_LOGITS", cached_rows * 50)
+    monkeypatch.setattr(loops, "CACHED_LOGITS", cached_rows * 50)
     expected = gradients(kernel.linear_cross_entropy_reference, *arguments)
     actual = gradients(kernel.linear_cross_entropy, *arguments)
     for ours, theirs in zip(actual, expected, strict=True):

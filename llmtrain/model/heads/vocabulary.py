@@ -19,6 +19,7 @@ from llmtrain.model.kernels.linear_cross_entropy import (
     VocabularyShard,
     linear_cross_entropy,
 )
+from llmtrain.model.kernels.loops import EAGER, Loops
 from llmtrain.model.layers.mlp import build_activation
 from llmtrain.model.plan import Split, TensorPlan
 
@@ -39,9 +40,11 @@ class VocabularyProjection(nn.Linear):
 
     Attributes:
         shard: which tokens are those of this process, where several share the vocabulary.
+        loops: of the loss, eager or compiled.
     """
 
     shard: VocabularyShard | None = None
+    loops: Loops = EAGER
 
     def __init__(self, backbone: Backbone, bias: bool, terms: LossTerms = PLAIN) -> None:
         super().__init__(backbone.dim, backbone.embedding.num_embeddings, bias)
@@ -57,7 +60,7 @@ class VocabularyProjection(nn.Linear):
         weight, bias, vocab_size = self._own()
         terms = self.terms if self.training else PLAIN
         return linear_cross_entropy(
-            hidden_ND, weight, labels_N, vocab_size, bias, count_correct, self.shard, terms
+            hidden_ND, weight, labels_N, vocab_size, bias, count_correct, self.shard, terms, self.loops
         )
 
     def _own(self) -> tuple[Tensor, Tensor | None, int]:

@@ -1,11 +1,11 @@
 """Projection onto the vocabulary and cross-entropy in one function that never holds all logits.
 
 Reason: at 50,000 tokens and 8,192 positions the logits alone take 1.6 GB, and autograd would keep them
-in two formats. Here a block of rows is projected, its loss and the gradient of its logits are made at
+in two formats. Here a block of rows is projected, its losses and the gradients of its logits are made at
 once, and only the gradients of the hidden states, the weight and the bias stay; there is no second product
-in the backward pass. Sums are fp32 whatever the format of the products. On a CPU what is between the products
-is done for a few rows at a time, which stay in the cache: 1,200 rows of 30,522 classes in bf16 take 270 ms of
-one core besides the products when they are worked on as a whole, and 60 ms so.
+in the backward pass. Sums are fp32 whatever the format of the products.
+
+What is done number by number between the products stands in `loops.py`.
 
 The eager reference is `linear_cross_entropy_reference`; the switch is `LLMTRAIN_KERNELS=0`.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmtrain.data.batch import IGNORE
+from llmtrain.model.kernels.loops import EAGER, Loops, numbers_of
+from llmtrain.model.kernels.weight_gradient import turns_hidden
 
-MAX_LOGITS = 1 << 26
-"""Logits held at once (128 MB in bf16); fewer, larger products are faster, see scripts/bench."""
-
-CACHED_LOGITS = 1 << 19
-"""Logits that are worked on at once on a CPU (2 MB in fp32)."""
+MAX_LOGITS = 1 << 27
+"""Logits held at once (256 MB in bf16); fewer, larger products are faster, see scripts/bench."""
 
 LossAndCorrect = tuple[Tensor, Tensor | None]
 """Sum of cross-entropies, and how many labels have the highest score of their row (if it was asked for)."""
@@ -105,6 +103,7 @@ def linear_cross_entropy(
     count_correct: bool = False,
     shard: VocabularyShard | None = None,
     terms: LossTerms = PLAIN,
+    loops: Loops = EAGER,
 ) -> LossAndCorrect:
     """Sum of cross-entropies of ``softmax(hidden @ weight[:vocab].T + bias[:vocab])`` at the labels.
 
@@ -118,6 +117,7 @@ def linear_cross_entropy(
         shard: weight, bias and `vocab` are a share of the classes, and `vocab` may be 0; labels are those of
             all. Collective; loss and gradient of the hidden states are whole in every process.
         terms: what is added to the loss.
+        loops: what is done number by number, eager or compiled.
 
     Returns:
         loss: scalar, fp32 (fp64 for fp64 inputs).
@@ -134,8 +134,9 @@ def linear_cross_entropy(
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
     with torch.autocast(device, enabled=False):
+        classes = _Classes(vocab, shard, terms)
         loss, correct = _LinearCrossEntropy.apply(
-            hidden_ND, weight_VD, bias_V, labels_N, vocab, dtype, count_correct, shard, terms
+            hidden_ND, weight_VD, bias_V, labels_N, dtype, count_correct, classes, loops
         )
     return loss, correct if count_correct else None
 
@@ -150,164 +151,162 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         labels_N: Tensor,
-        vocab: int,
         dtype: torch.dtype,
         count_correct: bool,
-        shard: VocabularyShard | None,
-        terms: LossTerms,
+        classes: _Classes,
+        loops: Loops,
     ) -> tuple[Tensor, Tensor]:
         sum_dtype = torch.promote_types(dtype, torch.float32)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        num = max(1, vocab)  # of a share without a real class, one row takes part with a probability of 0
-        weight, bias = weight_VD[:num].to(dtype), None if bias_V is None else bias_V[:num]
+        # Padding is multiplied as well: products of round sizes are faster.
+        weight = weight_VD.to(dtype)
         total, correct = (hidden_ND.new_zeros((), dtype=sum_dtype) for _ in range(2))
         grad_hidden = torch.empty_like(hidden_ND) if need_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=sum_dtype) if need_weight else None
+        grad_weight = torch.empty_like(weight_VD, dtype=sum_dtype) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=sum_dtype) if need_bias and bias_V is not None else None
-        classes = _Classes(vocab, sum_dtype, bias, shard, terms, count_correct, any(ctx.needs_input_grad[:3]))
+        if grad_weight is not None and len(hidden_ND) == 0:
+            grad_weight.zero_()
         # By the rows of the weight, padding included: those who share the vocabulary have equally many, and
         # exchange what they find block by block.
-        rows = max(1, MAX_LOGITS // len(weight_VD))
+        num_blocks = max(1, math.ceil(len(hidden_ND) * len(weight_VD) / MAX_LOGITS))
+        rows = max(1, math.ceil(len(hidden_ND) / num_blocks))
         for first in range(0, len(hidden_ND), rows):
             block = slice(first, first + rows)
-            hidden, labels = hidden_ND[block].to(dtype), labels_N[block, None]
+            hidden = hidden_ND[block].to(dtype)
             logits = F.linear(hidden, weight)
-            for part in classes.parts(logits):
-                loss, hits, grad = classes.loss_and_gradient(logits[part], labels[part])
-                total += loss
-                correct += hits
-                if grad_bias is not None:
-                    grad_bias[:num] += grad.sum(dim=0)
+            scores = _Scores(classes, loops, logits, labels_N[block, None], bias_V, sum_dtype)
+            total += scores.losses().sum()
+            if count_correct:
+                correct += scores.count_correct()
+            if not any(ctx.needs_input_grad[:3]):
+                continue
+            scores.to_gradients()
+            if grad_bias is not None:
+                grad_bias += logits.sum(dim=0, dtype=sum_dtype)
             if grad_hidden is not None:
                 grad_hidden[block] = logits @ weight
             if grad_weight is not None:
-                grad_weight[:num] += logits.T @ hidden
-        if shard is not None and grad_hidden is not None:
-            shard.reduce(grad_hidden, dist.ReduceOp.SUM)
+                turned = loops.compiled and turns_hidden(hidden)
+                product = (hidden.T.contiguous() @ logits).T if turned else logits.T @ hidden
+                loops.put(grad_weight, product, first > 0)
+        if classes.shard is not None and grad_hidden is not None:
+            classes.shard.reduce(grad_hidden, dist.ReduceOp.SUM)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = (weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         ctx.mark_non_differentiable(correct)
         return total, correct
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grad_outputs[0]
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad.to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * grad).to(weight_dtype)
-        if grad_bias is not None:
-            grad_bias = (grad_bias * grad).to(bias_dtype)
-        return grad_hidden, grad_weight, grad_bias, *[None] * 6
+        scaled = (
+            None if grad is None else (grad * grad_outputs[0].to(grad.dtype)).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return *scaled, *[None] * 5
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Classes:
-    """Makes losses of logits, and the gradients of the logits in their place.
+    """The classes of this process.
 
     Attributes:
-        vocab: real classes here.
-        sum_dtype: format that it is worked out in.
-        bias: added to the logits, or None.
+        vocab: real ones.
         shard: where several processes share the classes.
         terms: of the loss.
-        count_correct: whether to find the labels that have the highest logit.
-        need_gradient: whether to leave gradients.
     """
 
     vocab: int
-    sum_dtype: torch.dtype
-    bias: Tensor | None
     shard: VocabularyShard | None
     terms: LossTerms
-    count_correct: bool
-    need_gradient: bool
-    scratch: Tensor | None = None
 
-    def parts(self, logits_NV: Tensor) -> Iterator[slice]:
-        """A few rows at a time on a CPU, so that its cache holds them; else all of them at once."""
-        length, num = logits_NV.shape
-        few = max(1, CACHED_LOGITS // num)
-        step = few if self.shard is None and logits_NV.device.type == "cpu" else max(1, length)
-        for start in range(0, length, step):
-            yield slice(start, start + step)
+    @property
+    def start(self) -> int:
+        """The first of them, among those of all processes."""
+        return 0 if self.shard is None else self.shard.start
 
-    def loss_and_gradient(self, logits_NV: Tensor, labels_N1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Writes the gradients over the logits.
+    @property
+    def spread(self) -> float:
+        """What each class has of a smoothed target."""
+        num_classes = self.vocab if self.shard is None else self.shard.num_classes
+        return self.terms.label_smoothing / num_classes
 
-        Returns:
-            sum of the losses, number of labels with the highest logit (0 if it was not asked for), and the
-            gradients in the format of sums.
+    def over_shards(self, values: Tensor, how: Any) -> Tensor:
+        """Reduced over the processes that share the classes."""
+        return values if self.shard is None else self.shard.reduce(values, how)
+
+
+class _Scores:
+    """The logits of a block of rows, their losses, and at last their gradients in their place.
+
+    Args:
+        classes: those of the columns that are real; the others are left out.
+        loops: what is done number by number.
+        logits_NV: without the bias, in the format of products.
+        labels_N1: among the classes of all processes, or IGNORE.
+        bias_V: of all columns.
+        dtype: the format of sums.
+    """
+
+    def __init__(
+        self,
+        classes: _Classes,
+        loops: Loops,
+        logits_NV: Tensor,
+        labels_N1: Tensor,
+        bias_V: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.classes, self.loops, self.dtype, self.labels_N1 = classes, loops, dtype, labels_N1
+        self.real, self.padding = logits_NV[:, : classes.vocab], logits_NV[:, classes.vocab :]
+        self.bias = None if bias_V is None else bias_V[: classes.vocab]
+        self.labelled = labels_N1 != IGNORE
+        self.own = (labels_N1 >= classes.start) & (labels_N1 < classes.start + classes.vocab)
+        self.target = (labels_N1 - classes.start).where(self.own, 0)
+        none = labels_N1.new_zeros(labels_N1.shape, dtype=dtype)
+        if classes.vocab == 0:
+            at_label, highest, sums, total = none, torch.full_like(none, -math.inf), none, none
+        else:
+            at_label = self.real.gather(1, self.target).to(dtype)
+            at_label = (at_label if self.bias is None else at_label + self.bias[self.target]).where(
+                self.own, 0
+            )
+            highest, sums, total = loops.statistics(self.real, self.bias, dtype)
+        self.highest = classes.over_shards(highest.clone(), dist.ReduceOp.MAX)
+        summed = torch.cat([sums * (highest - self.highest).exp(), at_label, total], dim=1)
+        sums, self.at_label, self.total = classes.over_shards(summed, dist.ReduceOp.SUM).split(1, dim=1)
+        self.logsumexp = sums.log() + self.highest
+
+    def losses(self) -> Tensor:
+        """(N, 1), 0 where there is no label."""
+        terms, scores = self.classes.terms, self.at_label * (1.0 - self.classes.terms.label_smoothing)
+        if self.classes.spread:
+            scores = scores + self.classes.spread * self.total
+        return (self.logsumexp - scores + terms.z_loss * self.logsumexp.square()).where(self.labelled, 0)
+
+    def count_correct(self) -> Tensor:
+        """How many labels have the highest logit of their row; of equal ones the first class counts."""
+        best = self.labelled & (self.at_label == self.highest)
+        # Looking for places takes a CPU far longer than for the highest: only where it is needed.
+        rows = best[:, 0].nonzero()[:, 0] if best.device.type == "cpu" else slice(None)
+        numbers = numbers_of(self.real[rows], self.bias, self.dtype)
+        places = torch.arange(numbers.shape[1], device=numbers.device) + self.classes.start
+        earlier = ((numbers == self.highest[rows]) & (places < self.labels_N1[rows])).any(dim=1, keepdim=True)
+        return (best[rows] & ~self.classes.over_shards(earlier, dist.ReduceOp.MAX)).sum()
+
+    def to_gradients(self) -> None:
+        """Put the gradients where the logits were.
+
+        d loss / d logits = softmax * (1 + 2 z logsumexp) - target, and nothing where there is no label.
         """
-        smoothing, z_loss = self.terms.label_smoothing, self.terms.z_loss
-        start, num_classes = (
-            (0, self.vocab) if self.shard is None else (self.shard.start, self.shard.num_classes)
-        )
-        spread = smoothing / num_classes  # what each class has of a smoothed target
-        labelled = labels_N1 != IGNORE
-        own = labelled if self.shard is None else (labels_N1 >= start) & (labels_N1 < start + self.vocab)
-        target = (labels_N1 - start).where(own, 0)
-        numbers = self._numbers(logits_NV)
-        if self.bias is not None:
-            numbers += self.bias
-        if self.vocab == 0:
-            numbers.fill_(-math.inf)
-        highest = _over_shards(numbers.amax(dim=1, keepdim=True), self.shard, dist.ReduceOp.MAX)
-        at_label = numbers.gather(1, target)
-        hits = labelled.new_zeros(())
-        if self.count_correct:
-            hits = count_highest(numbers, highest, at_label, labels_N1, self.shard)
-        scores = at_label.where(own, 0) * (1.0 - smoothing)
-        if spread and self.vocab:
-            scores += spread * numbers.sum(dim=1, keepdim=True)
-        # From here on in place: fresh numbers cost more in page faults than an operation.
-        shares = numbers.sub_(highest).exp_()
-        sums = shares.sum(dim=1, keepdim=True)
-        sums, scores = _over_shards(torch.cat([sums, scores], dim=1), self.shard, dist.ReduceOp.SUM).split(
-            1, 1
-        )
-        logsumexp = sums.log() + highest
-        loss = (logsumexp - scores + z_loss * logsumexp.square()).where(labelled, 0).sum()
-        if not self.need_gradient:
-            return loss, hits, numbers
-        # d loss / d logits = softmax * (1 + 2 z logsumexp) - target, and nothing where there is no label.
-        gradient = shares.mul_(labelled * (1.0 + 2.0 * z_loss * logsumexp) / sums)
-        gradient.scatter_add_(1, target, own.to(gradient.dtype) * (smoothing - 1.0))
-        if spread and self.vocab:
-            gradient -= spread * labelled.to(gradient.dtype)
-        if gradient is not logits_NV:
-            logits_NV.copy_(gradient)
-        return loss, hits, gradient
-
-    def _numbers(self, logits_NV: Tensor) -> Tensor:
-        """The logits in the format of sums: themselves, or a copy in memory that is used again and again."""
-        if logits_NV.dtype == self.sum_dtype:
-            return logits_NV
-        if self.scratch is None or len(self.scratch) < len(logits_NV):
-            self.scratch = torch.empty_like(logits_NV, dtype=self.sum_dtype)
-        return self.scratch[: len(logits_NV)].copy_(logits_NV)
-
-
-def _over_shards(values: Tensor, shard: VocabularyShard | None, how: Any) -> Tensor:
-    return values if shard is None else shard.reduce(values, how)
-
-
-def count_highest(
-    logits_NV: Tensor,
-    highest_N1: Tensor,
-    at_label_N1: Tensor,
-    labels_N1: Tensor,
-    shard: VocabularyShard | None,
-) -> Tensor:
-    """How many labels have the highest logit of their row; of equal ones the first class counts."""
-    if shard is not None:
-        own_N1, best_N1 = logits_NV.max(dim=1, keepdim=True)
-        nobody = torch.iinfo(best_N1.dtype).max
-        best_N1 = shard.reduce((best_N1 + shard.start).where(own_N1 == highest_N1, nobody), dist.ReduceOp.MIN)
-        return (best_N1 == labels_N1).sum()
-    if logits_NV.device.type == "cpu":  # where looking for places takes far longer than for the highest
-        rows = (at_label_N1 == highest_N1)[:, 0].nonzero()[:, 0]
-        logits_NV, labels_N1 = logits_NV[rows], labels_N1[rows]
-    return (logits_NV.argmax(dim=1, keepdim=True) == labels_N1).sum()
+        terms, spread = self.classes.terms, self.classes.spread
+        factor = self.labelled * (1.0 + 2.0 * terms.z_loss * self.logsumexp)
+        spreads = self.labelled * torch.full_like(factor, spread) if spread else None
+        self.padding.zero_()
+        if self.classes.vocab == 0:
+            return
+        self.loops.gradient(self.real, self.bias, self.logsumexp, factor, spreads)
+        # Of the label itself from the exact score, not from what was rounded to the format of products.
+        at_label = (self.at_label - self.logsumexp).exp() * factor - (1.0 - terms.label_smoothing)
+        at_label = (at_label if spreads is None else at_label - spreads).to(self.real.dtype)
+        places = torch.arange(len(self.real), device=self.real.device)[:, None], self.target
+        self.real[places] = at_label.where(self.own, self.real[places])  # scatter_ copies all

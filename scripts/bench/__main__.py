@@ -24,11 +24,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for a checkout that is not installed
 from machine import Bench, allocator_environment, describe
+from quality import QUALITY
 from rich.console import Console
 from rich.table import Table
 from table import Result, headings, log, markdown, put_between, work_rows
 from training import WORKS, run
-from wholes import WHOLES
+from wholes import WHOLES as RUNS
+
+WHOLES = RUNS | QUALITY
 
 SHORT = ("gpt_characters", "bert_mini", "tokenise", "startup")
 
@@ -54,6 +57,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--sst2", type=Path, help="folder with SST-2's files (default: made-up sentences)")
     parser.add_argument("--shakespeare", type=Path, help="tiny-shakespeare's file (default: Python's prose)")
+    parser.add_argument("--wikitext", type=Path, help="folder of WikiText-2 (default: Python's prose)")
     parser.add_argument("--gpt2", type=Path, help="folder of GPT-2's tokenizer (default: one learned here)")
     parser.add_argument("--litgpt-python", default=sys.executable, help="an interpreter that has litgpt")
     parser.add_argument("--allocator", default="auto", help="as launch.allocator, or the path of a library")
@@ -98,6 +102,7 @@ def main() -> int:
         texts=[path.resolve() for path in options.text],
         sst2=options.sst2 and options.sst2.resolve(),
         shakespeare=options.shakespeare and options.shakespeare.resolve(),
+        wikitext=options.wikitext and options.wikitext.resolve(),
         gpt2=options.gpt2 and options.gpt2.resolve(),
         litgpt_python=options.litgpt_python,
         allocator=options.allocator,

@@ -41,6 +41,7 @@ class Bench:
         texts: files to pretrain on; none means Python's own prose.
         sst2: folder of SST-2's files; else sentences of our own making.
         shakespeare: tiny-shakespeare's one file.
+        wikitext: folder of WikiText-2: train.txt.gz, valid.txt.
         gpt2: tokenizer of GPT-2, a folder; else byte-level BPE is learned from the text.
         litgpt_python: an interpreter that has litgpt.
         allocator: that both sides get, as `launch.allocator` or the path of a library.
@@ -55,6 +56,7 @@ class Bench:
     texts: list[Path] = field(default_factory=list)
     sst2: Path | None = None
     shakespeare: Path | None = None
+    wikitext: Path | None = None
     gpt2: Path | None = None
     litgpt_python: str = sys.executable
     allocator: str = "auto"
@@ -86,6 +88,13 @@ class Bench:
         if not self.texts:
             return ["data=python_prose"]
         return ["data=text", f"data.paths=[{','.join(str(path) for path in self.texts)}]"]
+
+    def wikitext_words(self) -> list[str]:
+        """The same, of WikiText-2 where it is given."""
+        if self.wikitext is None:
+            return ["data=python_prose"]
+        train, valid = self.wikitext / "train.txt.gz", self.wikitext / "valid.txt"
+        return ["data=text", f"data.paths=[{train}]", f"data.validation_paths=[{valid}]"]
 
     def new_folder(self, name: str) -> Path:
         """A path that nobody else has or gets, in a folder that is there."""

@@ -88,23 +88,35 @@ def gpt(bench: Bench, shape: dict[str, Any], tokenizer: list[str], folder: Path)
             peer(bench, "trainer", ["gpt", *files], "HF Trainer", "--bf16"),
             peer(bench, "trainer", ["gpt", *files], "HF Trainer, compiled", "--bf16 --compile"),
         ]
-    if not bench.short:
-        contenders.append(peer(bench, "litgpt_loop", files, "litgpt, compiled", "--turns --compile"))
+    if bench.short:
+        return contenders
+    contenders.append(peer(bench, "litgpt_loop", files, "litgpt, compiled", "--turns --compile"))
+    bf16 = "--turns --bf16 --compile"
+    contenders.append(peer(bench, "minimal", files, "minimal loop, plain allocator", bf16, plain=True))
+    if shape["bias"]:
+        trainer = ["gpt", *files]
+        contenders += [
+            peer(bench, "trainer", trainer, "HF Trainer, plain allocator", "--bf16", plain=True),
+            peer(
+                bench,
+                "trainer",
+                trainer,
+                "HF Trainer, compiled, plain allocator",
+                "--bf16 --compile",
+                plain=True,
+            ),
+        ]
     return contenders
 
 
 def gpt_characters(bench: Bench, folder: Path) -> list[Contender]:
-    """nanoGPT's baby GPT, without biases; also with the default allocator, and as nanoGPT ships: fp32."""
+    """nanoGPT's baby GPT, without biases; also as nanoGPT ships: fp32."""
     contenders = gpt(bench.on_shakespeare(), SMALL | {"bias": False}, ["tokenizer=characters"], folder)
     if bench.short:
         return contenders[:2]
     files = [str(folder / "tokens.bin"), str(folder / "shape.json")]
-    bf16, fp32 = "--turns --bf16 --compile", "--turns --compile"
-    return [
-        *contenders,
-        peer(bench, "minimal", files, "minimal loop, plain allocator", bf16, plain=True),
-        peer(bench, "minimal", files, "minimal loop, as shipped", fp32, plain=True),
-    ]
+    shipped = peer(bench, "minimal", files, "minimal loop, as shipped", "--turns --compile", plain=True)
+    return [*contenders, shipped]
 
 
 def large_vocabulary(bench: Bench) -> list[str]:
@@ -139,7 +151,13 @@ def bert(bench: Bench, size: str) -> list[Contender]:
         trainer("HF Trainer, compiled", "--bf16 --compile"),
         trainer("HF Trainer", "--bf16"),
     ]
-    return contenders if bench.short else [*contenders, trainer("HF Trainer, its defaults", "", plain=True)]
+    if bench.short:
+        return contenders
+    return [
+        *contenders,
+        trainer("HF Trainer, plain allocator", "--bf16", plain=True),
+        trainer("HF Trainer, its defaults", "", plain=True),
+    ]
 
 
 def bert_mini(bench: Bench, folder: Path) -> list[Contender]:
@@ -181,9 +199,10 @@ def sst2(bench: Bench, folder: Path) -> list[Contender]:
         peer(bench, "trainer", ["finetune", run, *words], "HF Trainer, by length", "--bf16"),
     ]
     if not bench.short:
-        compiled = str(bench.new_folder("grouped"))
-        name = "HF Trainer, by length, compiled"
-        contenders.append(peer(bench, "trainer", ["finetune", compiled, *words], name, "--bf16 --compile"))
+        for more, flags, plain in ((", compiled", " --compile", False), (", plain allocator", "", True)):
+            arguments = ["finetune", str(bench.new_folder("grouped")), *words]
+            name = f"HF Trainer, by length{more}"
+            contenders.append(peer(bench, "trainer", arguments, name, f"--bf16{flags}", plain))
     return contenders
 
 

@@ -1,4 +1,4 @@
-"""Works that are whole runs: tokenising, start-up, processes, time to a loss, saves, faithfulness."""
+"""Works that are whole runs: tokenising, start-up, processes, saves, faithfulness."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from machine import LOOPS, Bench
 from table import Result, log, median
 from training import GPT2, SMALL, gpt_words, large_vocabulary, write_tokens
@@ -25,13 +24,6 @@ from llmtrain.utils.io import read_json, read_json_lines
 
 BABY = ["experiment=shakespeare_characters", "log.panel=lines"]
 """nanoGPT's recipe for a CPU, of 4 layers of 128 and rows of 64."""
-
-RECIPE = {"layers": 4, "heads": 4, "dim": 128, "length": 64, "batch": 12, "bias": False}
-RECIPE |= {"rate": 1e-3, "least": 1e-4, "beta2": 0.99, "steps": 2000}
-"""The same for the minimal loop, with nanoGPT's own learning rates."""
-
-TARGET = 1.88
-"""Validation loss of `time_to_loss`."""
 
 
 def row(name: str, values: list[float], note: str = "", **told: Any) -> dict[str, Any]:
@@ -122,6 +114,7 @@ def seconds_until(bench: Bench, command: list[str], found: Callable[[str], bool]
     """From starting a process to the line that is looked for, or to its end where there is none."""
     start = time.perf_counter()
     environment = {**without_allocator(os.environ), **bench.environment(), "PYTHONUNBUFFERED": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # bytecode is there, as pip leaves it
     errors = bench.folder / "last_error.log"
     with (
         errors.open("w") as file,
@@ -204,57 +197,6 @@ def shakespeare(bench: Bench) -> list[str]:
     return ["data=text", f"data.paths=[{bench.shakespeare}]"]
 
 
-def time_to_loss(bench: Bench, _peak: float) -> Result:
-    """From the shell command to a validation loss of 1.88, median of 3 seeds, evaluation every 100 steps."""
-    folder = bench.new_folder("loss")
-    folder.mkdir()
-    words = [*BABY, *shakespeare(bench)]
-    config = compose("pretrain", words, None, False)[0].config
-    prepared = prepare(config.data, config.tokenizer, seed=0)
-    held_out = prepared.validation
-    assert held_out is not None
-    tokens, described = write_tokens(folder, words, RECIPE)
-    valid = folder / "validation.bin"
-    parts = [held_out.read(int(a), int(b)) for a, b in zip(*held_out.spans, strict=True)]
-    np.concatenate(parts).astype(np.uint16).tofile(valid)
-    target = 1.88 if bench.shakespeare else 2.2
-    steps = 200 if bench.short else 2000
-    rows = []
-    for name in ("llmtrain, speedrun_shakespeare", "minimal loop, nanoGPT's recipe"):
-        seconds, notes = [], []
-        for seed in range(1 if bench.short else 3):
-            if name.startswith("llmtrain"):
-                run = [
-                    "experiment=speedrun_shakespeare",
-                    *shakespeare(bench),
-                    f"run.seed={seed}",
-                    "log.panel=lines",
-                ]
-                run += [f"run.dir={bench.new_folder('speedrun')}", "eval.every=100", "checkpoint.every=0"]
-                run += ["train.steps=200"] if bench.short else []
-                command = [sys.executable, "-m", "llmtrain", "pretrain", *run]
-            else:
-                command = [sys.executable, str(LOOPS / "minimal.py"), str(tokens), str(described)]
-                command += ["--steps", str(steps), "--seed", str(seed), "--validation", str(valid)]
-            seen: list[float] = []
-            taken, reached = seconds_until(bench, command, lambda line: reaches(line, target, seen))  # noqa: B023
-            seconds.append(taken)
-            notes.append(f"{min(seen, default=float('nan')):.3f}" + ("" if reached else " only, at its end"))
-            log(f"  {name}, seed {seed}: {taken:.1f} s, loss {notes[-1]}")
-        rows.append(row(name, seconds, f"losses {', '.join(notes)}", allocator=bench.allocator_label))
-    rows[0] |= {"precision": "auto", "compile": "auto"}
-    rows[1] |= {"precision": "fp32", "compile": "no"}
-    how = f"from the shell command to a validation loss of {target}, start-up and evaluations included"
-    return make("Time to a validation loss on tiny-shakespeare", how, "time", rows)
-
-
-def reaches(line: str, target: float, seen: list[float]) -> bool:
-    """Whether a line tells of a validation loss (`val=...`) that is low enough; notes those that are told."""
-    found = [float(word[4:]) for word in line.split() if word.startswith("val=")]
-    seen += found
-    return any(loss <= target for loss in found)
-
-
 def saves(bench: Bench, _peak: float) -> Result:
     """What ten saves of GPT-2 124M cost: the same training with and without them."""
     words = gpt_words(bench, bench.shape(GPT2), large_vocabulary(bench))
@@ -310,7 +252,6 @@ WHOLES: dict[str, Callable[[Bench, float], Result]] = {
     "tokenise": tokenise,
     "startup": startup,
     "processes": processes,
-    "time_to_loss": time_to_loss,
     "saves": saves,
     "optimised_vs_plain": optimised_vs_plain,
 }

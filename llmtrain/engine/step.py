@@ -99,7 +99,11 @@ class Step:
         """
         mesh = self.layout.mesh
         place = mesh.data_rank, mesh.coordinate["cp"], mesh.coordinate["pp"]
-        torch.manual_seed(derive_seed(self.seed, "dropout", step, microbatch, *place) ^ mesh.coordinate["tp"])
+        seed = derive_seed(self.seed, "dropout", step, microbatch, *place) ^ mesh.coordinate["tp"]
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # the other takes half a millisecond to find no GPU
+        else:
+            torch.manual_seed(seed)
 
     def _update(self, norm: Tensor) -> None:
         """Let the optimizer step unless the norm is not finite; decided on the device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from llmtrain.data.batch import Batch
 from llmtrain.model.assembled import Assembled, Output
+from llmtrain.model.layers.embedding import TokenEmbedding
 from llmtrain.optim.clip import clip_gradients
+from llmtrain.optim.row_gradient import RowGradient
 from llmtrain.parallel.mesh import Mesh
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -137,10 +140,13 @@ class Replicated(Microbatched):
     def __init__(self, model: Assembled, mesh: Mesh, precision: str) -> None:
         super().__init__(model, mesh, precision)
         self._module: nn.Module = model
+        self._kept: list[RowGradient] = []
 
     def start(self) -> None:
-        """Wrap the model; from here on processes exchange gradients."""
+        """Wrap the model; from here on processes exchange gradients. One process keeps some of them."""
         world = self.mesh.degrees.world
+        if world == 1 and self.device.type == "cpu" and os.environ.get("LLMTRAIN_KERNELS") != "0":
+            self._kept = keep_row_gradients(self.model)
         if world > 1:
             self.loss_scale = float(world)
             self._module = DistributedDataParallel(
@@ -154,6 +160,18 @@ class Replicated(Microbatched):
         result: tuple[Sums, Tensor | None] = self._module(batch.to(self.device), output)
         return result
 
+    def accumulate(
+        self, batches: Sequence[Batch], weigh: Weigh, seed: Callable[[int], None]
+    ) -> dict[str, Tensor]:
+        """See `Layout`."""
+        for one in self._kept:
+            one.attach()
+        return super().accumulate(batches, weigh, seed)
+
+    def clip(self, max_norm: float) -> Tensor:
+        """See `Layout`."""
+        return clip_gradients(self.parameters.values(), max_norm, self._kept)
+
     def sync_gradients(self, enabled: bool) -> AbstractContextManager[None]:
         """See `Microbatched`."""
         if not enabled and isinstance(self._module, DistributedDataParallel):
@@ -166,3 +184,17 @@ class Replicated(Microbatched):
         with self.autocast():
             result: tuple[Sums, Tensor | None] = self.model(batch.to(self.device), output)
         return result
+
+
+def keep_row_gradients(model: nn.Module) -> list[RowGradient]:
+    """Keep the gradients of the token embeddings of a model on a CPU whose weights learn and are not shared.
+
+    Where an output projection shares the weight, every row has a gradient.
+    """
+    weights = [id(one) for part in model.modules() for one in part.parameters(recurse=False)]
+    kept = []
+    for part in (one for one in model.modules() if isinstance(one, TokenEmbedding)):
+        if part.weight.requires_grad and weights.count(id(part.weight)) == 1:
+            part.sparse_gradient = True
+            kept.append(RowGradient(part.weight))
+    return kept

@@ -74,3 +74,20 @@ def test_switch_takes_pytorchs(monkeypatch):
     monkeypatch.setenv("LLMTRAIN_KERNELS", "0")
     monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, rate: ("pytorch", rate))
     assert dropout(torch.ones(3), 0.25) == ("pytorch", 0.25)
+
+
+def test_compiled_masks_are_drawn_one_by_one():
+    """A compiler may not make one mask of two, nor draw a mask again for the backward pass."""
+
+    def twice(x):
+        return dropout(x, 0.5), dropout(x + 1, 0.5)
+
+    torch.manual_seed(0)
+    x = torch.ones(100, 100, requires_grad=True)
+    first, second = torch.compile(twice, backend="aot_eager")(x)
+    assert not (first == 0).equal(second == 0)
+    for y, scale in ((first, 2.0), (second, 4.0)):
+        assert set(y.detach().unique().tolist()) == {0.0, scale}
+        assert (y != 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+        (grad,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        assert grad.equal(torch.where(y == 0, 0.0, 2.0))

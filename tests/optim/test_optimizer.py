@@ -212,3 +212,14 @@ def test_the_norm_is_exact_however_large_a_gradient(shape):
     parameter.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     exact = parameter.grad.double().norm().item()
     assert clip_gradients([parameter], 0).item() == pytest.approx(exact, rel=1e-7)
+
+
+def test_small_gradients_count_as_much_as_large_ones():
+    generator = torch.Generator().manual_seed(2)
+    parameters = [torch.nn.Parameter(torch.empty(size)) for size in (3, 70_000, 512, 700, 1, 20_000)]
+    for one in parameters:
+        one.grad = torch.randn(one.shape, generator=generator)
+    exact = torch.cat([one.grad for one in parameters]).double().norm().item()
+    assert clip_gradients(parameters, 0).item() == pytest.approx(exact, rel=1e-7)
+    clip_gradients(parameters, 1.0)
+    assert torch.cat([one.grad for one in parameters]).norm().item() == pytest.approx(1.0, rel=1e-5)

@@ -70,7 +70,7 @@ def short_attention(
         (B, H, T, K)
     """
     batch, heads, length, _ = q_BHTK.shape
-    keep, scale = keep_mask((batch * heads, length, length), rate) if rate else (None, 1.0)
+    keep, scale = keep_mask((batch * heads, length, length), rate, q_BHTK) if rate else (None, 1.0)
     inputs = (part.contiguous() for part in (q_BHTK, k_BHTK, v_BHTK))
     y_BHTK, _ = attend(*inputs, mask, keep, scale, causal, torch.is_grad_enabled())
     return y_BHTK

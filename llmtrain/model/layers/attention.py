@@ -197,7 +197,10 @@ def fused_linear(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     few = not torch.is_grad_enabled() and x.shape[:-1].numel() <= FEW
     if type(x) is not Tensor or few:
         return tuple(layer(x) for layer in layers)
-    weight = torch.cat([layer.weight for layer in layers])
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    if torch.is_autocast_enabled(x.device.type):  # half as much is to be joined
+        weights = [one.to(torch.get_autocast_dtype(x.device.type)) for one in weights]
+    weight = torch.cat(weights)
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
     parts = F.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)
     return tuple(

@@ -14,8 +14,9 @@ OURS = "llmtrain"
 
 Result = dict[str, Any]
 """Of a work: `title`, `how`, `unit` (of an amount, such as tokens/s), `rows`. A row has `name`, `precision`,
-`compile`, `allocator`, and either `seconds` (one number a round, in which `amount` of the work is done) or
-`values` (one number a round, less is better); and what else is worth telling, as `note`."""
+`compile`, `allocator`, perhaps `reference` (our own numbers of the same rounds), and either `seconds` (one
+number a round, in which `amount` of the work is done) or `values` (one number a round, less is better); and
+what else is worth telling, as `note`."""
 
 
 def log(text: str) -> None:
@@ -60,7 +61,8 @@ def work_rows(result: Result) -> list[list[str]]:
         else:
             shown, speed = f"{middle:,.{2 if middle < 100 else 0}f} {row.get('unit', 's')}", ""
         mfu = f"{100 * flops / middle / peak:.0f} %" if flops and peak else ""
-        ratio = "" if numbers is reference or numbers == reference else ratio_text(reference, numbers)
+        beside = row.get("reference", reference)
+        ratio = "" if numbers is reference or numbers == reference else ratio_text(beside, numbers)
         note = f"±{100 * spread(numbers):.0f} %" + (f"; {row['note']}" if row.get("note") else "")
         lines.append([row["name"], *told, shown, speed, mfu, ratio, note])
     return lines

@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -206,45 +207,78 @@ def sst2(bench: Bench, folder: Path) -> list[Contender]:
     return contenders
 
 
-WORKS: dict[str, tuple[str, str, int, int, Callable[[Bench, Path], list[Contender]]]] = {
-    "gpt_characters": ("GPT, 6 layers of 384, characters, 32 x 256", "tokens/s", 0, 0, gpt_characters),
-    "gpt_50k": ("GPT, 6 layers of 384, vocabulary 50,304, 32 x 256", "tokens/s", 0, 0, gpt_50k),
-    "gpt2_124m": ("GPT-2 124M, 4 x 512", "tokens/s", 0, 0, gpt2_124m),
-    "bert_mini": ("BERT-mini, masked tokens and next sentences, 64 x 128", "rows/s", 0, 64, bert_mini),
-    "bert_small": ("BERT-small, masked tokens and next sentences, 64 x 128", "rows/s", 0, 64, bert_small),
-    "sst2": ("SST-2 fine-tuning of BERT-small, 32 a batch", "sentences/s", 50, 32, sst2),
+@dataclass(frozen=True)
+class Work:
+    """A work whose contenders train in turns.
+
+    Attributes:
+        title: of the table.
+        unit: of an amount in a second.
+        make: its contenders, ours first.
+        amount: in a step; 0 is as many as there are tokens.
+        steps: of a turn; 0 is as asked for.
+        together: contenders that are in memory at the same time; ours is in every group.
+    """
+
+    title: str
+    unit: str
+    make: Callable[[Bench, Path], list[Contender]]
+    amount: int = 0
+    steps: int = 0
+    together: int = 6
+
+
+WORKS = {
+    "gpt_characters": Work("GPT, 6 layers of 384, characters, 32 x 256", "tokens/s", gpt_characters),
+    "gpt_50k": Work(
+        "GPT, 6 layers of 384, vocabulary 50,304, 32 x 256", "tokens/s", gpt_50k, together=3
+    ),  # whose logits alone take some gigabytes in each of the others
+    "gpt2_124m": Work("GPT-2 124M, 4 x 512", "tokens/s", gpt2_124m, together=5),
+    "bert_mini": Work("BERT-mini, masked tokens and next sentences, 64 x 128", "rows/s", bert_mini, 64),
+    "bert_small": Work("BERT-small, masked tokens and next sentences, 64 x 128", "rows/s", bert_small, 64),
+    # The Trainer goes through lengths in groups of 50 batches.
+    "sst2": Work("SST-2 fine-tuning of BERT-small, 32 a batch", "sentences/s", sst2, 32, 50),
 }
-"""Title, unit, steps of a turn (0: as asked for; the Trainer goes through lengths in groups of 50 batches),
-amount in a step (0: tokens), contenders."""
 
 
 def run(name: str, bench: Bench, peak: float) -> Result:
     """Let the contenders of a work train in turns."""
-    title, unit, fixed, amount, make = WORKS[name]
-    folder = bench.new_folder(name)
-    folder.mkdir()
-    contenders = make(bench, folder)
-    steps = fixed or bench.steps
-    take_turns(contenders, rounds=bench.rounds, steps=steps, warm_up=fixed or 3, folder=folder)
-    about = contenders[0].about
-    rows = [
-        {
-            "name": one.name,
-            "precision": one.about.get("precision", ""),
-            "compile": "yes" if one.about.get("compile") else "no",
-            "allocator": one.allocator,
-            "seconds": one.seconds,
-            "failed": one.failed,
-        }
-        for one in contenders
-    ]
+    work = WORKS[name]
+    steps, warm_up = work.steps or bench.steps, work.steps or 3
+    groups: list[list[Contender]] = []
+    contenders: list[Contender] = []
+    done = 1
+    while not groups or done < len(contenders):
+        folder = bench.new_folder(name)
+        folder.mkdir()
+        contenders = work.make(bench, folder)
+        group = [contenders[0], *contenders[done : done + work.together - 1]]
+        take_turns(group, rounds=bench.rounds, steps=steps, warm_up=warm_up, folder=folder)
+        groups.append(group)
+        done += work.together - 1
+    about = groups[0][0].about
+    rows = [row(groups[0][0], [seconds for group in groups for seconds in group[0].seconds])]
+    for ours, *others in groups:
+        rows += [row(one, one.seconds) | {"reference": ours.seconds} for one in others]
     return {
-        "title": title,
-        "unit": unit,
-        "amount": amount or about.get("tokens", 0),
+        "title": work.title,
+        "unit": work.unit,
+        "amount": work.amount or about.get("tokens", 0),
         "flops": about.get("flops") if name != "sst2" else None,
         "peak_flops": peak,
         "parameters": about.get("parameters"),
         "how": f"{bench.rounds} rounds of {steps} steps in turn",
         "rows": rows,
+    }
+
+
+def row(one: Contender, seconds: list[float]) -> dict[str, Any]:
+    """A contender in the table."""
+    return {
+        "name": one.name,
+        "precision": one.about.get("precision", ""),
+        "compile": "yes" if one.about.get("compile") else "no",
+        "allocator": one.allocator,
+        "seconds": seconds,
+        "failed": one.failed,
     }

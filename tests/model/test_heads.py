@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from llmtrain.data.batch import IGNORE, Batch
 from llmtrain.model.build import tied_names
 from llmtrain.model.heads.examples import SampleHead, SpanHead, TokenHead, sample_means
+from llmtrain.model.heads.parts import labelled
 from llmtrain.model.heads.vocabulary import LanguageModelHead, MaskedHead, MaskedNextHead
 from llmtrain.schema.task import Pool, Target
 from tests.helpers import bert
@@ -364,3 +365,23 @@ def test_scores_are_finer_than_bf16_under_autocast(build):
         scores = model.predict(batch)
     assert scores.dtype == torch.float32
     assert not scores.equal(scores.bfloat16().float())
+
+
+def test_labelled_positions_make_a_round_number():
+    """A few that carry no label come along: the losses are those of the labels alone, and sizes recur."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = set()
+    for count in range(1150, 1210, 7):
+        labels = torch.full((4096,), IGNORE)
+        labels[torch.randperm(4096, generator=generator)[:count]] = 5
+        batch = Batch(torch.zeros(8, 512, dtype=torch.int64), labels.view(8, 512))
+        hidden = torch.arange(4096.0).view(8, 512, 1)
+        hidden_ND, labels_N = labelled(hidden, batch)
+        assert len(hidden_ND) == len(labels_N)
+        assert (labels_N == 5).sum() == count
+        assert torch.equal(labels[hidden_ND[:, 0].long()], labels_N)
+        assert hidden_ND.unique().numel() == len(hidden_ND)
+        sizes.add(len(labels_N))
+    assert sizes == {1152, 1216}
+    few = Batch(torch.zeros(1, 9, dtype=torch.int64), torch.tensor([[3, IGNORE, 4, *[IGNORE] * 6]]))
+    assert len(labelled(torch.zeros(1, 9, 1), few)[1]) == 2

@@ -182,7 +182,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             scores.to_gradients()
             if grad_bias is not None:
-                grad_bias += logits.sum(dim=0, dtype=sum_dtype)
+                grad_bias += loops.sum_rows(logits, sum_dtype)
             if grad_hidden is not None:
                 grad_hidden[block] = logits @ weight
             if grad_weight is not None:

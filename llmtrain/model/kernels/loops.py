@@ -28,6 +28,7 @@ class Loops:
     statistics: Callable[[Tensor, Tensor | None, torch.dtype], tuple[Tensor, Tensor, Tensor]]
     gradient: Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor | None], None]
     put: Callable[[Tensor, Tensor, bool], None]
+    sum_rows: Callable[[Tensor, torch.dtype], Tensor]
     compiled: bool
 
 
@@ -67,6 +68,11 @@ def put(total: Tensor, product: Tensor, add: bool) -> None:
         total.copy_(product)
 
 
+def sum_rows(gradient_NV: Tensor, dtype: torch.dtype) -> Tensor:
+    """Over the rows, (V,)."""
+    return gradient_NV.sum(dim=0, dtype=dtype)
+
+
 def groups(logits_NW: Tensor) -> Iterator[slice]:
     """A few rows at a time on a CPU, else all."""
     length, width = logits_NW.shape
@@ -97,7 +103,12 @@ def gradient_by_groups(
         gradient(logits_NW[rows], bias_W, logsumexp_N1[rows], factor_N1[rows], spread)
 
 
-EAGER = Loops(statistics_by_groups, gradient_by_groups, put, compiled=False)
+def sum_rows_by_groups(gradient_NV: Tensor, dtype: torch.dtype) -> Tensor:
+    """`sum_rows`, eager, which makes a copy in the format of sums."""
+    return torch.stack([sum_rows(gradient_NV[rows], dtype) for rows in groups(gradient_NV)]).sum(dim=0)
+
+
+EAGER = Loops(statistics_by_groups, gradient_by_groups, put, sum_rows_by_groups, compiled=False)
 """As they are."""
 
 
@@ -107,5 +118,6 @@ def compiled_loops() -> Loops:
         torch.compile(statistics, dynamic=True),
         torch.compile(gradient, dynamic=True),
         torch.compile(put, dynamic=True),
+        torch.compile(sum_rows, dynamic=True),
         compiled=True,
     )

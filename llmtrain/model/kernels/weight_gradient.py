@@ -49,8 +49,7 @@ def turns(num_rows: Any, num_inputs: Any, num_outputs: Any) -> bool:
 
 def turns_hidden(hidden_ND: Tensor) -> bool:
     """Whether turning the input round is worth it for a projection onto very many outputs."""
-    cpu, narrow = hidden_ND.device.type == "cpu", hidden_ND.shape[1] < LEAST_WIDTH
-    return cpu and hidden_ND.itemsize == 2 and not narrow
+    return hidden_ND.device.type == "cpu" and hidden_ND.itemsize == 2
 
 
 def weight_gradient_pass() -> Any:

@@ -76,9 +76,9 @@ def sum_rows(gradient_NV: Tensor, dtype: torch.dtype) -> Tensor:
 def groups(logits_NW: Tensor) -> Iterator[slice]:
     """A few rows at a time on a CPU, else all."""
     length, width = logits_NW.shape
-    step = CACHED_LOGITS // width if logits_NW.device.type == "cpu" else length
-    for start in range(0, max(1, length), max(1, step)):
-        yield slice(start, start + max(1, step))
+    step = max(1, CACHED_LOGITS // width if logits_NW.device.type == "cpu" else length)
+    for start in range(0, length, step):
+        yield slice(start, start + step)
 
 
 def statistics_by_groups(
@@ -90,17 +90,13 @@ def statistics_by_groups(
     return highest, sums, totals
 
 
-def gradient_by_groups(
-    logits_NW: Tensor,
-    bias_W: Tensor | None,
-    logsumexp_N1: Tensor,
-    factor_N1: Tensor,
-    spread_N1: Tensor | None,
-) -> None:
+def gradient_by_groups(logits_NW: Tensor, bias_W: Tensor | None, *of_rows: Tensor | None) -> None:
     """`gradient`, eager."""
     for rows in groups(logits_NW):
-        spread = None if spread_N1 is None else spread_N1[rows]
-        gradient(logits_NW[rows], bias_W, logsumexp_N1[rows], factor_N1[rows], spread)
+        logsumexp, factor, spread = (None if one is None else one[rows] for one in of_rows)
+        assert logsumexp is not None
+        assert factor is not None
+        gradient(logits_NW[rows], bias_W, logsumexp, factor, spread)
 
 
 def sum_rows_by_groups(gradient_NV: Tensor, dtype: torch.dtype) -> Tensor:

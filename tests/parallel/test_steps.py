@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from llmtrain.data.batch import IGNORE
 from llmtrain.engine.step import Step
 from llmtrain.model.build import build_model
 from llmtrain.model.initialise import initialise
@@ -35,6 +37,7 @@ def all_of_it(rank: int) -> dict[str, Any]:
         "skips": skips(rank, SKIPS),
         "peaks": peaks(rank, PEAKS),
         "blocks": in_blocks(rank),
+        "terms": with_terms(rank),
     }
 
 
@@ -222,3 +225,49 @@ def test_blocks_of_logits_are_the_same_wherever_the_padding_is(together: Togethe
         for answer in together:
             assert answer["blocks"][number].losses == pytest.approx(expected.losses, rel=1e-6)
             assert answer["blocks"][number].norms == pytest.approx(expected.norms, rel=1e-5)
+
+
+TERMS = linear_cross_entropy.LossTerms(label_smoothing=0.1, z_loss=1e-2)
+
+
+def inputs_of_the_loss() -> tuple[torch.Tensor, ...]:
+    """Hidden states, weight and bias of 12 classes of which 5 are padding, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((9, 4), (12, 4), (12,))
+    )
+    labels = torch.randint(0, 7, (9,), generator=generator)
+    labels[4] = IGNORE
+    return hidden, weight, bias, labels
+
+
+def with_terms(rank: int) -> list[torch.Tensor]:
+    """Loss and gradients of smoothed labels with a z-loss, each process with half of the classes.
+
+    The second process has one real class.
+    """
+    hidden, weight, bias, labels = inputs_of_the_loss()
+    shard = linear_cross_entropy.VocabularyShard(dist.group.WORLD, 6 * rank, 7)
+    own = slice(6 * rank, 6 * rank + 6)
+    loss, correct = linear_cross_entropy.linear_cross_entropy(
+        hidden, weight[own], labels, (6, 1)[rank], bias[own], True, shard, TERMS
+    )
+    assert correct is not None
+    return [loss.detach(), correct, *torch.autograd.grad(loss, (hidden, weight, bias))]
+
+
+def test_terms_of_the_loss_are_the_same_over_shared_classes(together: Together) -> None:
+    hidden, weight, bias, labels = inputs_of_the_loss()
+    loss, correct = linear_cross_entropy.linear_cross_entropy_reference(
+        hidden, weight, labels, 7, bias, True, TERMS
+    )
+    grads = torch.autograd.grad(loss, (hidden, weight, bias))
+    for rank, answer in enumerate(together):
+        own_loss, own_correct, grad_hidden, grad_weight, grad_bias = answer["terms"]
+        torch.testing.assert_close(own_loss, loss.detach())
+        assert own_correct == correct
+        torch.testing.assert_close(grad_hidden, grads[0])
+        own = slice(6 * rank, 6 * rank + 6)
+        torch.testing.assert_close(grad_weight[own], grads[1][own])
+        torch.testing.assert_close(grad_bias[own], grads[2][own])

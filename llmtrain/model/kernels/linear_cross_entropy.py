@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,41 +158,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loops: Loops,
     ) -> tuple[Tensor, Tensor]:
         sum_dtype = torch.promote_types(dtype, torch.float32)
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # Padding is multiplied as well: products of round sizes are faster.
         weight = weight_VD.to(dtype)
         total, correct = (hidden_ND.new_zeros((), dtype=sum_dtype) for _ in range(2))
-        grad_hidden = torch.empty_like(hidden_ND) if need_hidden else None
-        grad_weight = torch.empty_like(weight_VD, dtype=sum_dtype) if need_weight else None
-        grad_bias = torch.zeros_like(bias_V, dtype=sum_dtype) if need_bias and bias_V is not None else None
-        if grad_weight is not None and len(hidden_ND) == 0:
-            grad_weight.zero_()
+        gradients = _Gradients(hidden_ND, weight_VD, bias_V, sum_dtype, ctx.needs_input_grad, loops)
         # By the rows of the weight, padding included: those who share the vocabulary have equally many, and
         # exchange what they find block by block.
         num_blocks = max(1, math.ceil(len(hidden_ND) * len(weight_VD) / MAX_LOGITS))
         rows = max(1, math.ceil(len(hidden_ND) / num_blocks))
         for first in range(0, len(hidden_ND), rows):
             block = slice(first, first + rows)
-            hidden = hidden_ND[block].to(dtype)
-            logits = F.linear(hidden, weight)
+            logits = F.linear(hidden_ND[block].to(dtype), weight)
             scores = _Scores(classes, loops, logits, labels_N[block, None], bias_V, sum_dtype)
-            total += scores.losses().sum()
             if count_correct:
                 correct += scores.count_correct()
-            if not any(ctx.needs_input_grad[:3]):
-                continue
-            scores.to_gradients()
-            if grad_bias is not None:
-                grad_bias += loops.sum_rows(logits, sum_dtype)
-            if grad_hidden is not None:
-                grad_hidden[block] = logits @ weight
-            if grad_weight is not None:
-                turned = loops.compiled and turns_hidden(hidden)
-                product = (hidden.T.contiguous() @ logits).T if turned else logits.T @ hidden
-                loops.put(grad_weight, product, first > 0)
-        if classes.shard is not None and grad_hidden is not None:
-            classes.shard.reduce(grad_hidden, dist.ReduceOp.SUM)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            total += scores.losses().sum()
+            if any(ctx.needs_input_grad[:3]):
+                gradients.add(block, weight, *scores.gradients())
+        if classes.spread:
+            total -= gradients.smooth(classes, weight, labels_N)
+        if classes.shard is not None and gradients.hidden is not None:
+            classes.shard.reduce(gradients.hidden, dist.ReduceOp.SUM)
+        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         ctx.mark_non_differentiable(correct)
         return total, correct
@@ -236,7 +224,7 @@ class _Classes:
 
 
 class _Scores:
-    """The logits of a block of rows, their losses, and at last their gradients in their place.
+    """The logits of a block of rows, their losses, and what their gradients are made of.
 
     Args:
         classes: those of the columns that are real; the others are left out.
@@ -257,31 +245,42 @@ class _Scores:
         dtype: torch.dtype,
     ) -> None:
         self.classes, self.loops, self.dtype, self.labels_N1 = classes, loops, dtype, labels_N1
-        self.real, self.padding = logits_NV[:, : classes.vocab], logits_NV[:, classes.vocab :]
+        self.real = logits_NV[:, : classes.vocab]
         self.bias = None if bias_V is None else bias_V[: classes.vocab]
         self.labelled = labels_N1 != IGNORE
         self.own = (labels_N1 >= classes.start) & (labels_N1 < classes.start + classes.vocab)
         self.target = (labels_N1 - classes.start).where(self.own, 0)
-        none = labels_N1.new_zeros(labels_N1.shape, dtype=dtype)
-        if classes.vocab == 0:
-            at_label, highest, sums, total = none, torch.full_like(none, -math.inf), none, none
+        # Not where the logits are: compiled loops over 16-bit numbers take twice as long in place, since each
+        # read waits for the write before it, which it overlaps.
+        self.exponentials_NV = torch.empty_like(logits_NV)
+        self.exponentials_NV[:, classes.vocab :].zero_()
+        exponentials = self.exponentials_NV[:, : classes.vocab]
+        if classes.shard is None:
+            self.at_label = self._at_label()
+            self.highest, self.sums = loops.exponentials(self.real, self.bias, None, exponentials, dtype)
         else:
-            at_label = self.real.gather(1, self.target).to(dtype)
-            at_label = (at_label if self.bias is None else at_label + self.bias[self.target]).where(
-                self.own, 0
-            )
-            highest, sums, total = loops.statistics(self.real, self.bias, dtype)
-        self.highest = classes.over_shards(highest.clone(), dist.ReduceOp.MAX)
-        summed = torch.cat([sums * (highest - self.highest).exp(), at_label, total], dim=1)
-        sums, self.at_label, self.total = classes.over_shards(summed, dist.ReduceOp.SUM).split(1, dim=1)
-        self.logsumexp = sums.log() + self.highest
+            self._find_over_shards(classes.shard, exponentials)
+        self.logsumexp = self.sums.log() + self.highest
 
-    def losses(self) -> Tensor:
-        """(N, 1), 0 where there is no label."""
-        terms, scores = self.classes.terms, self.at_label * (1.0 - self.classes.terms.label_smoothing)
-        if self.classes.spread:
-            scores = scores + self.classes.spread * self.total
-        return (self.logsumexp - scores + terms.z_loss * self.logsumexp.square()).where(self.labelled, 0)
+    def _at_label(self) -> Tensor:
+        """Scores of the labels, (N, 1), lowest where a label is none of the own classes."""
+        lowest = torch.full_like(self.labels_N1, -math.inf, dtype=self.dtype)
+        if self.classes.vocab == 0:
+            return lowest
+        scores = self.real.gather(1, self.target).to(self.dtype)
+        return (scores if self.bias is None else scores + self.bias[self.target]).where(self.own, lowest)
+
+    def _find_over_shards(self, shard: VocabularyShard, exponentials: Tensor) -> None:
+        """The exponentials relative to the highest of all processes, and their sums."""
+        any_own = self.classes.vocab > 0
+        at_label = self._at_label()
+        highest = self.loops.highest(self.real, self.bias, self.dtype) if any_own else at_label
+        both = shard.reduce(torch.cat([at_label, highest], dim=1), dist.ReduceOp.MAX)
+        self.at_label, self.highest = both.split(1, dim=1)
+        sums = self.highest.new_zeros(self.highest.shape)
+        if any_own:
+            _, sums = self.loops.exponentials(self.real, self.bias, self.highest, exponentials, self.dtype)
+        self.sums = shard.reduce(sums, dist.ReduceOp.SUM)
 
     def count_correct(self) -> Tensor:
         """How many labels have the highest logit of their row; of equal ones the first class counts."""
@@ -293,20 +292,97 @@ class _Scores:
         earlier = ((numbers == self.highest[rows]) & (places < self.labels_N1[rows])).any(dim=1, keepdim=True)
         return (best[rows] & ~self.classes.over_shards(earlier, dist.ReduceOp.MAX)).sum()
 
-    def to_gradients(self) -> None:
-        """Put the gradients where the logits were.
+    def losses(self) -> Tensor:
+        """(N, 1), 0 where there is no label, and without what a smoothed target has of the other classes."""
+        terms = self.classes.terms
+        losses = self.logsumexp - (1.0 - terms.label_smoothing) * self.at_label
+        return (losses + terms.z_loss * self.logsumexp.square()).where(self.labelled, 0)
 
-        d loss / d logits = softmax * (1 + 2 z logsumexp) - target, and nothing where there is no label.
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Numbers whose rows, times a factor of each, are the gradients.
+
+        d loss / d logits = softmax * (1 + 2 z logsumexp) - target, and nothing where there is no label, with
+        softmax = exponential / sum. Dividing (N, D) of a product's rows instead of (N, V) saves one more
+        pass over all classes.
+
+        Returns:
+            rows: (N, V) in the format of products, in place of the exponentials.
+            factor: (N, 1) in the format of sums.
         """
-        terms, spread = self.classes.terms, self.classes.spread
-        factor = self.labelled * (1.0 + 2.0 * terms.z_loss * self.logsumexp)
-        spreads = self.labelled * torch.full_like(factor, spread) if spread else None
-        self.padding.zero_()
-        if self.classes.vocab == 0:
-            return
-        self.loops.gradient(self.real, self.bias, self.logsumexp, factor, spreads)
-        # Of the label itself from the exact score, not from what was rounded to the format of products.
-        at_label = (self.at_label - self.logsumexp).exp() * factor - (1.0 - terms.label_smoothing)
-        at_label = (at_label if spreads is None else at_label - spreads).to(self.real.dtype)
-        places = torch.arange(len(self.real), device=self.real.device)[:, None], self.target
-        self.real[places] = at_label.where(self.own, self.real[places])  # scatter_ copies all
+        terms, rows = self.classes.terms, self.exponentials_NV
+        of_softmax = 1.0 + 2.0 * terms.z_loss * self.logsumexp
+        factor = self.labelled * of_softmax / self.sums
+        # At the label from the exact score, not from what was rounded to the format of products.
+        at_label = (self.at_label - self.highest).exp()
+        at_label = at_label - (1.0 - terms.label_smoothing) * self.sums / of_softmax
+        if rows.dtype == torch.float16:  # its range is too short for what such factors are taken out of
+            rows.mul_(factor)
+            at_label, factor = at_label * factor, torch.ones_like(factor)
+        if self.classes.vocab > 0:
+            places = torch.arange(len(rows), device=rows.device)[:, None], self.target
+            rows[places] = at_label.to(rows.dtype).where(self.own, rows[places])  # scatter_ copies all
+        return rows, factor
+
+
+class _Gradients:
+    """Gradients of the hidden states, the weight and the bias, those that are needed.
+
+    Args:
+        hidden_ND: hidden states.
+        weight_VD: projection.
+        bias_V: of its classes.
+        dtype: the format of sums.
+        needed: of those three.
+        loops: what is done number by number.
+    """
+
+    def __init__(
+        self,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        dtype: torch.dtype,
+        needed: Sequence[bool],
+        loops: Loops,
+    ) -> None:
+        self.hidden_ND, self.bias_V, self.dtype, self.loops = hidden_ND, bias_V, dtype, loops
+        self.hidden = torch.empty_like(hidden_ND) if needed[0] else None
+        self.weight = torch.empty_like(weight_VD, dtype=dtype) if needed[1] else None
+        self.bias = torch.zeros_like(bias_V, dtype=dtype) if needed[2] and bias_V is not None else None
+        if self.weight is not None and len(hidden_ND) == 0:
+            self.weight.zero_()
+
+    def add(self, block: slice, weight: Tensor, rows_NV: Tensor, factor_N1: Tensor) -> None:
+        """Those of a block of rows whose logits have the gradients ``rows * factor``.
+
+        Args:
+            block: which rows.
+            weight: in the format of products.
+            rows_NV: see `_Scores.gradients`.
+            factor_N1: likewise.
+        """
+        if self.bias is not None:
+            self.bias += self.loops.sum_rows(rows_NV, factor_N1)
+        if self.hidden is not None:
+            self.hidden[block] = (rows_NV @ weight) * factor_N1
+        if self.weight is not None:
+            hidden = (self.hidden_ND[block] * factor_N1).to(weight.dtype)
+            turned = self.loops.compiled and turns_hidden(hidden)
+            product = (hidden.T.contiguous() @ rows_NV).T if turned else rows_NV.T @ hidden
+            self.loops.put(self.weight, product, block.start > 0)
+
+    def smooth(self, classes: _Classes, weight: Tensor, labels_N: Tensor) -> Tensor:
+        """Add those of what a smoothed target has of every class, once, and give its share of the scores."""
+        labelled_N = (labels_N != IGNORE).to(self.dtype)
+        real = slice(classes.vocab)
+        hidden_D, weight_D = labelled_N @ self.hidden_ND.to(self.dtype), weight[real].sum(0, dtype=self.dtype)
+        total = hidden_D @ weight_D
+        if self.bias_V is not None:
+            total = total + labelled_N.sum() * self.bias_V[real].sum()
+        if self.hidden is not None:
+            self.hidden -= classes.spread * torch.outer(labelled_N, weight_D)
+        if self.weight is not None:
+            self.weight[real] -= classes.spread * hidden_D
+        if self.bias is not None:
+            self.bias[real] -= classes.spread * labelled_N.sum()
+        return classes.spread * classes.over_shards(total, dist.ReduceOp.SUM)

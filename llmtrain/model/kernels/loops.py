@@ -25,10 +25,10 @@ class Loops:
         compiled: whether they are; a compiled `put` also turns a matrix round in passing.
     """
 
-    statistics: Callable[[Tensor, Tensor | None, torch.dtype], tuple[Tensor, Tensor, Tensor]]
-    gradient: Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor | None], None]
+    highest: Callable[[Tensor, Tensor | None, torch.dtype], Tensor]
+    exponentials: Callable[[Tensor, Tensor | None, Tensor | None, Tensor, torch.dtype], tuple[Tensor, Tensor]]
     put: Callable[[Tensor, Tensor, bool], None]
-    sum_rows: Callable[[Tensor, torch.dtype], Tensor]
+    sum_rows: Callable[[Tensor, Tensor], Tensor]
     compiled: bool
 
 
@@ -38,26 +38,23 @@ def numbers_of(logits_NW: Tensor, bias_W: Tensor | None, dtype: torch.dtype) -> 
     return numbers if bias_W is None else numbers.add_(bias_W)
 
 
-def statistics(logits_NW: Tensor, bias_W: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The highest of each row, the sum of the exponentials relative to it, and the sum; (N, 1) each."""
+def highest(logits_NW: Tensor, bias_W: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The highest of each row, (N, 1)."""
+    return numbers_of(logits_NW, bias_W, dtype).amax(dim=1, keepdim=True)
+
+
+def exponentials(
+    logits_NW: Tensor, bias_W: Tensor | None, highest_N1: Tensor | None, out_NW: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Write ``exp(logit - highest)``, and give the highest and the sum of each row, (N, 1) both.
+
+    Without `highest_N1` it is that of these logits.
+    """
     numbers = numbers_of(logits_NW, bias_W, dtype)
-    highest, total = numbers.amax(dim=1, keepdim=True), numbers.sum(dim=1, keepdim=True)
-    return highest, numbers.sub_(highest).exp_().sum(dim=1, keepdim=True), total
-
-
-def gradient(
-    logits_NW: Tensor,
-    bias_W: Tensor | None,
-    logsumexp_N1: Tensor,
-    factor_N1: Tensor,
-    spread_N1: Tensor | None,
-) -> None:
-    """Write ``factor * softmax - spread`` over the logits."""
-    shares = numbers_of(logits_NW, bias_W, logsumexp_N1.dtype)
-    shares.sub_(logsumexp_N1).exp_().mul_(factor_N1)
-    if spread_N1 is not None:
-        shares.sub_(spread_N1)
-    logits_NW.copy_(shares)
+    top_N1 = numbers.amax(dim=1, keepdim=True) if highest_N1 is None else highest_N1
+    numbers = numbers.sub_(top_N1).exp_()
+    out_NW.copy_(numbers)
+    return top_N1, numbers.sum(dim=1, keepdim=True)
 
 
 def put(total: Tensor, product: Tensor, add: bool) -> None:
@@ -68,9 +65,9 @@ def put(total: Tensor, product: Tensor, add: bool) -> None:
         total.copy_(product)
 
 
-def sum_rows(gradient_NV: Tensor, dtype: torch.dtype) -> Tensor:
-    """Over the rows, (V,)."""
-    return gradient_NV.sum(dim=0, dtype=dtype)
+def sum_rows(rows_NV: Tensor, factor_N1: Tensor) -> Tensor:
+    """Over the rows times their factors, (V,)."""
+    return (rows_NV * factor_N1).sum(dim=0)
 
 
 def groups(logits_NW: Tensor) -> Iterator[slice]:
@@ -81,38 +78,39 @@ def groups(logits_NW: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def statistics_by_groups(
-    logits_NW: Tensor, bias_W: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`statistics`, eager."""
-    found = [statistics(logits_NW[rows], bias_W, dtype) for rows in groups(logits_NW)]
-    highest, sums, totals = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return highest, sums, totals
+def highest_by_groups(logits_NW: Tensor, bias_W: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`highest`, eager."""
+    return torch.cat([highest(logits_NW[rows], bias_W, dtype) for rows in groups(logits_NW)])
 
 
-def gradient_by_groups(logits_NW: Tensor, bias_W: Tensor | None, *of_rows: Tensor | None) -> None:
-    """`gradient`, eager."""
-    for rows in groups(logits_NW):
-        logsumexp, factor, spread = (None if one is None else one[rows] for one in of_rows)
-        assert logsumexp is not None
-        assert factor is not None
-        gradient(logits_NW[rows], bias_W, logsumexp, factor, spread)
+def exponentials_by_groups(
+    logits_NW: Tensor, bias_W: Tensor | None, highest_N1: Tensor | None, out_NW: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`exponentials`, eager."""
+    found = [
+        exponentials(
+            logits_NW[rows], bias_W, None if highest_N1 is None else highest_N1[rows], out_NW[rows], dtype
+        )
+        for rows in groups(logits_NW)
+    ]
+    top_N1, sums_N1 = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return top_N1, sums_N1
 
 
-def sum_rows_by_groups(gradient_NV: Tensor, dtype: torch.dtype) -> Tensor:
+def sum_rows_by_groups(rows_NV: Tensor, factor_N1: Tensor) -> Tensor:
     """`sum_rows`, eager, which makes a copy in the format of sums."""
-    return torch.stack([sum_rows(gradient_NV[rows], dtype) for rows in groups(gradient_NV)]).sum(dim=0)
+    return torch.stack([sum_rows(rows_NV[rows], factor_N1[rows]) for rows in groups(rows_NV)]).sum(dim=0)
 
 
-EAGER = Loops(statistics_by_groups, gradient_by_groups, put, sum_rows_by_groups, compiled=False)
+EAGER = Loops(highest_by_groups, exponentials_by_groups, put, sum_rows_by_groups, compiled=False)
 """As they are."""
 
 
 def compiled_loops() -> Loops:
     """One loop for each function, for any number of rows."""
     return Loops(
-        torch.compile(statistics, dynamic=True),
-        torch.compile(gradient, dynamic=True),
+        torch.compile(highest, dynamic=True),
+        torch.compile(exponentials, dynamic=True),
         torch.compile(put, dynamic=True),
         torch.compile(sum_rows, dynamic=True),
         compiled=True,

@@ -255,8 +255,12 @@ def _blocks(shape: torch.Size, causal: bool) -> Iterator[tuple[slice, int, int]]
 
 
 def _num_shares(shape: torch.Size, causal: bool) -> int:
-    """Probabilities that are kept of all heads."""
-    per_head = sum((queries.stop - queries.start) * end for queries, end, _ in _blocks(shape, causal))
+    """Probabilities that are kept of all heads; a formula, for a compiler's symbols are not to be counted to."""
+    length = shape[2]
+    per_head = length * length
+    if causal:
+        whole, rest = length // BLOCK, length % BLOCK
+        per_head = BLOCK * BLOCK * whole * (whole + 1) // 2 + rest * length
     return shape[0] * shape[1] * per_head
 
 

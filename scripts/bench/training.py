@@ -6,7 +6,7 @@ import json
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,17 @@ def gpt2_124m(bench: Bench, folder: Path) -> list[Contender]:
     return gpt(bench, GPT2, large_vocabulary(bench), folder)
 
 
+def documents(bench: Bench, folder: Path) -> list[Contender]:
+    """Rows of many short documents (Python's docstrings), each attending to itself only, and all to all."""
+    words = gpt_words(
+        replace(bench, texts=[]), bench.shape(SMALL), ["tokenizer=bpe", "tokenizer.vocab_size=4096"]
+    )
+    return [
+        ours(bench, "pretrain", [*words, "data.isolate_documents=true"], "llmtrain, inside documents"),
+        ours(bench, "pretrain", words, "llmtrain, causal mask alone"),
+    ]
+
+
 def bert(bench: Bench, size: str) -> list[Contender]:
     """BERT on masked tokens and next sentences: ours and the Trainer, on the same rows."""
     size = "debug" if bench.tiny else size
@@ -234,6 +245,7 @@ WORKS = {
         "GPT, 6 layers of 384, vocabulary 50,304, 32 x 256", "tokens/s", gpt_50k, together=3
     ),  # whose logits alone take some gigabytes in each of the others
     "gpt2_124m": Work("GPT-2 124M, 4 x 512", "tokens/s", gpt2_124m, together=5),
+    "documents": Work("Documents in rows: GPT, 6 layers of 384, 32 x 256", "tokens/s", documents),
     "bert_mini": Work("BERT-mini, masked tokens and next sentences, 64 x 128", "rows/s", bert_mini, 64),
     "bert_small": Work("BERT-small, masked tokens and next sentences, 64 x 128", "rows/s", bert_small, 64),
     # The Trainer goes through lengths in groups of 50 batches.

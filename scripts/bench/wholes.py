@@ -170,12 +170,17 @@ def processes(bench: Bench, _peak: float) -> Result:
     shape = bench.shape(SMALL)
     words = [*gpt_words(bench.on_shakespeare(), shape, ["tokenizer=characters"]), "log.every=1"]
     steps = 3 * bench.steps
-    layouts = {"llmtrain, 1 process of 2 threads": (1, 2), "2 processes of 1 thread": (2, 1)}
+    layouts = {
+        "llmtrain, 1 process of 2 threads": (1, 2, True),
+        "2 processes of 1 thread": (2, 1, True),
+        "2 processes, not bound to cores": (2, 1, False),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in layouts}
     for _ in range(bench.rounds):
-        for name, (number, threads) in layouts.items():
+        for name, (number, threads, bind) in layouts.items():
             run = bench.new_folder("processes")
-            told = [f"launch.num_processes={number}", f"launch.threads={threads}", f"train.steps={steps}"]
+            told = [f"launch.num_processes={number}", f"launch.threads={threads}", f"launch.bind={bind}"]
+            told += [f"train.steps={steps}"]
             bench.run(["pretrain", *words, *told, f"run.dir={run}"], OMP_NUM_THREADS=str(threads))
             records = [one for one in read_json_lines(run / "metrics.jsonl") if one["kind"] == "train"]
             amount = shape["batch"] * shape["length"]

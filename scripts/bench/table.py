@@ -62,7 +62,7 @@ def work_rows(result: Result) -> list[list[str]]:
             shown, speed = f"{middle:,.{2 if middle < 100 else 0}f} {row.get('unit', 's')}", ""
         mfu = f"{100 * flops / middle / peak:.0f} %" if flops and peak else ""
         beside = row.get("reference", reference)
-        ratio = "" if numbers is reference or numbers == reference else ratio_text(beside, numbers)
+        ratio = "" if numbers == beside else ratio_text(beside, numbers)
         note = f"±{100 * spread(numbers):.0f} %" + (f"; {row['note']}" if row.get("note") else "")
         lines.append([row["name"], *told, shown, speed, mfu, ratio, note])
     return lines

@@ -72,6 +72,7 @@ def tokenise(bench: Bench, _peak: float) -> Result:
             note += f", {'equal' if equal else 'DIFFERENT'} ids, {runs[0]['tokens']:,}"
             name = f"{'llmtrain prepare' if tool == 'llmtrain' else 'datasets.map, 2 processes'}, {kind}"
             rows.append(row(name, seconds, note, peak_bytes=memory * 1e6, allocator=bench.allocator_label))
+            rows[-1]["reference"] = [run["seconds"] for run in found["llmtrain"]]
     how = "from the start of reading (packages imported) to the ids on disk, documents of a JSONL file"
     return make(f"Tokenising {size:.0f} MB", how, "all", rows)
 

@@ -72,6 +72,17 @@ def test_values_have_no_amount(table: ModuleType) -> None:
     assert other[4:] == ["3.00 nats", "", "", "2.00", "±0 %; far"]
 
 
+def test_a_row_may_have_a_reference_of_its_own(table: ModuleType) -> None:
+    rows = [
+        {"name": "llmtrain, one way", "values": [1.5], "reference": [1.5]},
+        {"name": "other, one way", "values": [3.0], "reference": [1.5]},
+        {"name": "llmtrain, another way", "values": [6.0], "reference": [6.0]},
+        {"name": "other, another way", "values": [3.0], "reference": [6.0]},
+    ]
+    found = table.work_rows({**RESULT, "unit": "", "flops": None, "rows": rows})
+    assert [row[7] for row in found] == ["", "2.00", "", "0.50"]
+
+
 def test_markdown_stands_between_two_comments(table: ModuleType) -> None:
     machine = {"date": "2020-02-02", "processor": "P", "threads": 2, "versions": {"torch": "2"}}
     machine |= {"peak_fp32": 1e11, "peak_bf16": 1e12}

@@ -28,7 +28,7 @@ from llmtrain.model.kernels.loops import EAGER, Loops, numbers_of
 from llmtrain.model.kernels.weight_gradient import turns_hidden
 
 MAX_LOGITS = 1 << 27
-"""Logits held at once (256 MB in bf16); fewer, larger products are faster, see scripts/bench."""
+"""Logits held at once, and as many exponentials (256 MB each in bf16); fewer, larger products are faster."""
 
 LossAndCorrect = tuple[Tensor, Tensor | None]
 """Sum of cross-entropies, and how many labels have the highest score of their row (if it was asked for)."""

@@ -107,7 +107,7 @@ class Loader:
 
 def evaluation_batches(
     rows: Rows,
-    micro_batch_size: int,
+    batch_size: int,
     rank: int,
     world: int,
     max_tokens: int | None = None,
@@ -119,7 +119,7 @@ def evaluation_batches(
 
     Args:
         rows: the rows, not shuffled.
-        micro_batch_size: rows of a batch.
+        batch_size: rows of a batch at most; fewer where there are not so many for each process.
         rank: number of this process.
         world: how many processes there are.
         max_tokens: take only the first so many inputs. Default: all.
@@ -128,10 +128,11 @@ def evaluation_batches(
     num = rows.rows_per_epoch
     if max_tokens is not None:
         num = min(num, -(-max_tokens // length))
-    stride = micro_batch_size * world
-    for start in range(rank * micro_batch_size, -(-num // stride) * stride, stride):
+    size = max(1, min(batch_size, -(-num // world)))
+    stride = size * world
+    for start in range(rank * size, -(-num // stride) * stride, stride):
         chosen = []
-        for i in range(start, start + micro_batch_size):
+        for i in range(start, start + size):
             row = rows.read(i) if i < num else rows.filler()
             if max_tokens is not None and i < num:
                 row = rows.limit(row, max_tokens - i * length)

@@ -23,7 +23,7 @@ from llmtrain.recipe.checkpointed import CARRIED, Pretrained, open_base, open_pr
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import stopped_together
 from llmtrain.recipe.examples import cut_texts, examples_identity, left_out, read_examples, unknown_share
-from llmtrain.recipe.resolve import micro_batch_size, resolve_layout
+from llmtrain.recipe.resolve import evaluation_batch_size, resolve_layout
 from llmtrain.recipe.scoring import TaskData, measure, print_tables, score, write_predictions
 from llmtrain.recipe.terminal import make_console
 from llmtrain.recipe.training import Work, check_same_data, train
@@ -144,13 +144,9 @@ def validation_data(
     """The validation examples, encoded; None where there are none."""
     if not validation.items:
         return None
-    length, size = config.train.sequence_length, evaluation_batch_size(config, degrees)
+    length = config.train.sequence_length
+    size = evaluation_batch_size(config, degrees)
     return TaskData.make(task, validation.items, tokenizer, length, size, poll, degrees.tp * degrees.cp)
-
-
-def evaluation_batch_size(config: FinetuneConfig, degrees: Degrees) -> int:
-    """Examples that one process evaluates at once."""
-    return config.eval.batch_size or micro_batch_size(config.train, config.parallel, degrees)
 
 
 def first_weights(

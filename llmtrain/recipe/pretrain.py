@@ -18,7 +18,7 @@ from llmtrain.parallel.layout import Layout
 from llmtrain.recipe.checkpointed import compare_tokenizers, open_base, open_pretrained, start_from
 from llmtrain.recipe.context import Context
 from llmtrain.recipe.data import mixture_lines, open_data, row_notes, training_rows, validation_rows
-from llmtrain.recipe.resolve import micro_batch_size, resolve_model, total_steps
+from llmtrain.recipe.resolve import evaluation_batch_size, resolve_model, total_steps
 from llmtrain.recipe.training import Work, check_same_data, train
 from llmtrain.schema.roots import PretrainConfig
 
@@ -94,9 +94,8 @@ def text_evaluator(
     def make(layout: Layout) -> Evaluator | None:
         if not validations:
             return None
-        size = config.eval.batch_size or micro_batch_size(config.train, config.parallel, layout.mesh.degrees)
-
         mesh = layout.mesh
+        size = evaluation_batch_size(config, mesh.degrees)
 
         def evaluate_text(stopped: Callable[[], bool]) -> Evaluation | None:
             parts: dict[str, Measured] = {}

@@ -107,6 +107,15 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
+def evaluation_batch_size(config: TrainingConfig, degrees: Degrees) -> int:
+    """Rows that one process evaluates at once.
+
+    Raises:
+        ConfigError: see `micro_batch_size`.
+    """
+    return config.eval.batch_size or 2 * micro_batch_size(config.train, config.parallel, degrees)
+
+
 def resolve_compile(compile: Compile, device: torch.device, flops: float) -> Compile:
     """Whether to compile: on CUDA always; on a CPU when the run is long and there is a C++ compiler.
 

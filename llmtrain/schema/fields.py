@@ -196,7 +196,8 @@ class EvalConfig:
     evaluates."""
 
     batch_size: int | None = None
-    """Rows that one process evaluates at once. Default: the training micro batch."""
+    """Rows that one process evaluates at once. Default: two training micro batches, for which there is room
+    since nothing is kept for a backward pass."""
 
     max_tokens: int | None = None
     """Evaluate only the first so many validation tokens. Default: all of them, exactly."""

@@ -255,7 +255,7 @@ def _blocks(shape: torch.Size, causal: bool) -> Iterator[tuple[slice, int, int]]
 
 
 def _num_shares(shape: torch.Size, causal: bool) -> int:
-    """Probabilities that are kept of all heads; a formula, for a compiler's symbols are not to be counted to."""
+    """Probabilities kept of all heads; a formula, since counting ties a compiled graph to a length."""
     length = shape[2]
     per_head = length * length
     if causal:

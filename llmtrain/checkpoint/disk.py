@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from llmtrain.checkpoint.manifest import FileEntry
@@ -25,13 +27,54 @@ FULL_DISK_TEXT = ("No space left", "Disk quota exceeded", "unexpected pos", "os 
 """How a full disk reads where a library has turned the operating system's error into text."""
 
 
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""In the headers of safetensors files."""
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file that may be read by whom any new file may be read by; the library itself gives
-    it to its owner only."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(tensors, path, metadata)
-    path.chmod(mode)
+    """Write a safetensors file (https://huggingface.co/docs/safetensors, "Format").
+
+    The library's own function keeps Python's lock until all is written: a training beside it stands still,
+    for 4 s with the weights and moments of GPT-2 124M.
+
+    Args:
+        path: of the file.
+        tensors: dense and on the host, by name.
+        metadata: of the header.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # all numbers aligned
+    offset = 0
+    for name, tensor in ordered:
+        place = [offset, offset + tensor.nbytes]
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": place,
+        }
+        offset = place[1]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        write_numbers(file, [tensor for _, tensor in ordered])
+
+
+def write_numbers(file: BinaryIO, tensors: Sequence[Tensor]) -> None:
+    """Append the bytes of tensors; other threads of Python run meanwhile."""
+    for tensor in tensors:
+        file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
 
 
 def durable_entry(path: Path) -> FileEntry:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from llmtrain.checkpoint import disk, storage
@@ -32,7 +34,7 @@ def test_too_little_space_is_found_before_writing(tmp_path: Path, monkeypatch: p
     save(store, 1)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(disk, "save_file", lambda *args: pytest.fail("wrote"))
+    monkeypatch.setattr(disk, "write_numbers", lambda *args: pytest.fail("wrote"))
     with pytest.raises(DiskFullError, match="1,000 are free") as caught:
         save(store, 2)
     assert caught.value.exit_code == ExitCode.DISK == 6
@@ -54,7 +56,7 @@ def test_a_disk_that_fills_up_while_writing(
     def fail(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(disk, "save_file", fail)
+    monkeypatch.setattr(disk, "write_numbers", fail)
     store = make_store(tmp_path)
     with pytest.raises(DiskFullError, match=r"needs .* bytes"):
         save(store, 2)
@@ -65,7 +67,7 @@ def test_other_errors_keep_their_text(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*args: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(disk, "save_file", fail)
+    monkeypatch.setattr(disk, "write_numbers", fail)
     with pytest.raises(PermissionError, match="Permission denied"):
         save(make_store(tmp_path), 2)
 
@@ -150,3 +152,18 @@ def test_kill_9_in_mid_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         last = state["step"]
     assert last > 0
     assert half_written > 0, "no kill came in mid-save: the test tests nothing"
+
+
+def test_tensors_are_written_as_the_library_reads_them(tmp_path: Path) -> None:
+    """All formats, aligned; also scalars, nothing, and what is not dense."""
+    numbers = torch.arange(-3, 9).reshape(3, 4)
+    tensors = {f"of {dtype}": numbers.to(dtype) for dtype in disk.DTYPE_NAMES}
+    tensors |= {"scalar": torch.tensor(1.5), "empty": torch.empty(0, 3), "turned": numbers.float().T}
+    disk.write_tensors(tmp_path / "numbers.safetensors", tensors, {"format": "pt"})
+    read = load_file(tmp_path / "numbers.safetensors")
+    assert read.keys() == tensors.keys()
+    for name, expected in tensors.items():
+        assert read[name].dtype == expected.dtype
+        assert torch.equal(read[name], expected)
+    with safe_open(tmp_path / "numbers.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}

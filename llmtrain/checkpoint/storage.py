@@ -34,7 +34,6 @@ from llmtrain.checkpoint.disk import (
     SPACE_MARGIN,
     check_space,
     disk_full,
-    durable_entry,
     is_disk_full,
     write_tensors,
 )
@@ -63,10 +62,10 @@ class Part:
         """
         try:
             tensors = {name: _on_host(tensor) for name, tensor in self.tensors.items()}
-            write_tensors(self.path, tensors, self.metadata)
+            entry = write_tensors(self.path, tensors, self.metadata)
             with safe_open(self.path, framework="pt"):  # refuses a file that is shorter than its header says
                 pass
-            return {self.path.name: durable_entry(self.path)}
+            return {self.path.name: entry}
         except Exception as error:
             if is_disk_full(error):
                 raise disk_full(self.path.parent, self.needed) from error

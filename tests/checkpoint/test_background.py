@@ -23,13 +23,13 @@ from tests.checkpoint.samples import STATE, bits, make_store, make_tensors, name
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Writing waits until it is set."""
-    opened, original = threading.Event(), disk.write_numbers
+    opened, original = threading.Event(), disk.write_durably
 
-    def write_later(*arguments: Any) -> None:
+    def write_later(*arguments: Any) -> str:
         assert opened.wait(30)
-        original(*arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr(disk, "write_numbers", write_later)
+    monkeypatch.setattr(disk, "write_durably", write_later)
     return opened
 
 
@@ -86,7 +86,7 @@ def test_an_error_is_raised_where_the_training_waits(tmp_path: Path, monkeypatch
     store.begin(content(1))
     store.wait()
     with monkeypatch.context() as patched:
-        patched.setattr(disk, "write_numbers", fail)
+        patched.setattr(disk, "write_durably", fail)
         store.begin(content(2))
         while not store.failed():
             pass

@@ -34,7 +34,7 @@ def test_too_little_space_is_found_before_writing(tmp_path: Path, monkeypatch: p
     save(store, 1)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(disk, "write_numbers", lambda *args: pytest.fail("wrote"))
+    monkeypatch.setattr(disk, "write_durably", lambda *args: pytest.fail("wrote"))
     with pytest.raises(DiskFullError, match="1,000 are free") as caught:
         save(store, 2)
     assert caught.value.exit_code == ExitCode.DISK == 6
@@ -56,7 +56,7 @@ def test_a_disk_that_fills_up_while_writing(
     def fail(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(disk, "write_numbers", fail)
+    monkeypatch.setattr(disk, "write_durably", fail)
     store = make_store(tmp_path)
     with pytest.raises(DiskFullError, match=r"needs .* bytes"):
         save(store, 2)
@@ -67,7 +67,7 @@ def test_other_errors_keep_their_text(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*args: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(disk, "write_numbers", fail)
+    monkeypatch.setattr(disk, "write_durably", fail)
     with pytest.raises(PermissionError, match="Permission denied"):
         save(make_store(tmp_path), 2)
 
@@ -154,12 +154,16 @@ def test_kill_9_in_mid_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     assert half_written > 0, "no kill came in mid-save: the test tests nothing"
 
 
-def test_tensors_are_written_as_the_library_reads_them(tmp_path: Path) -> None:
+def test_tensors_are_written_as_the_library_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All formats, aligned; also scalars, nothing, and what is not dense."""
     numbers = torch.arange(-3, 9).reshape(3, 4)
     tensors = {f"of {dtype}": numbers.to(dtype) for dtype in disk.DTYPE_NAMES}
     tensors |= {"scalar": torch.tensor(1.5), "empty": torch.empty(0, 3), "turned": numbers.float().T}
-    disk.write_tensors(tmp_path / "numbers.safetensors", tensors, {"format": "pt"})
+    monkeypatch.setattr(disk, "PIECE_BYTES", 64)
+    entry = disk.write_tensors(tmp_path / "numbers.safetensors", tensors, {"format": "pt"})
+    assert entry == disk.durable_entry(tmp_path / "numbers.safetensors")
     read = load_file(tmp_path / "numbers.safetensors")
     assert read.keys() == tensors.keys()
     for name, expected in tensors.items():

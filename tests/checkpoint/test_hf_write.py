@@ -216,7 +216,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*arguments, **more):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk, "write_numbers", fail)
+    monkeypatch.setattr(disk, "write_durably", fail)
     with pytest.raises(DiskFullError):
         export(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -89,25 +89,25 @@ def test_two_processes_share_the_work_and_one_can_read_it(tmp_path: Path) -> Non
 def one_fails(rank: int, directory: Path) -> list[str]:
     store = CheckpointStore(directory, keep=2, report=silent)
     store.save(1, replicated(), {}, {})
-    original = disk.write_numbers
+    original = disk.write_durably
     seen = []
     if rank == 1:
 
         def fail(*args: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        disk.write_numbers = fail  # type: ignore[assignment]
+        disk.write_durably = fail  # type: ignore[assignment]
     with pytest.raises(DiskFullError) as caught:
         store.save(2, replicated(), {}, {})
     seen.append(str(caught.value).splitlines()[1])
-    disk.write_numbers = original
+    disk.write_durably = original
     if rank == 1:
-        disk.write_numbers = fail  # type: ignore[assignment]
+        disk.write_durably = fail  # type: ignore[assignment]
     store.begin(Content(2, replicated(), {}, {}))
     wait_until(store.failed)  # though the other process could write
     with pytest.raises(DiskFullError):
         store.wait()
-    disk.write_numbers = original
+    disk.write_durably = original
     with pytest.raises((TypeError, RuntimeError), match="not a tensor"):
         store.save(3, {"a": 1.0} if rank == 1 else {"a": torch.ones(1)}, {}, {})  # type: ignore[dict-item]
     path = store.save(4, replicated(), {}, {})  # and they are still in step

@@ -162,8 +162,9 @@ def new_directory(path: Path, needed: int) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.iterdir():
-            durable_entry(file)
+        for path_of_file in temporary.iterdir():
+            with open(path_of_file, "rb") as file:
+                os.fsync(file.fileno())
         fsync_directory(temporary)
         os.rename(temporary, path)
         fsync_directory(path.parent)

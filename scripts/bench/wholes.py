@@ -227,7 +227,7 @@ def saves(bench: Bench, _peak: float) -> Result:
     share = (saved - plain) / (number - 1) * 10 / (step * 500)
     rows = [row(name, taken, allocator=bench.allocator_label) for name, taken in seconds.items()]
     rows[1]["note"] = f"ten saves take {100 * share:.1f} % of 500 steps of {step:.2f} s"
-    return make("Checkpoints of GPT-2 124M", f"whole runs of {steps} steps, one save every 6", "time", rows)
+    return make("Checkpoints of GPT-2 124M", f"whole runs of {steps} steps", "time", rows)
 
 
 def optimised_vs_plain(bench: Bench, _peak: float) -> Result:

@@ -120,7 +120,7 @@ ENCODERS = {
 
 def encoders(bench: Bench, _peak: float) -> Result:
     """Encoders trained for as many minutes: loss of masked tokens, then SST-2 after one epoch."""
-    minutes = 0.2 if bench.short else 5.0
+    minutes = 0.2 if bench.short else 4.0
     common = ["objective=mlm", "objective.mask_rate=0.3", "tokenizer=wordpiece", *bench.data_words()]
     common += ["tokenizer.vocab_size=8192", "model.vocab_size=null", "checkpoint.every=0"]
     common += ["train.batch_size=32", "train.sequence_length=128", "log.panel=lines"]

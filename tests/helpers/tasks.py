@@ -39,7 +39,7 @@ def write_numbers(path: Path, rows: int, seed: int = 0) -> Path:
 
 
 def write_pairs(path: Path, rows: int, seed: int = 0) -> Path:
-    """Pairs of sentences with a number: how many of their three parts are the same."""
+    """Pairs of sentences with a number: the place of the second verb in the list."""
     chooser = random.Random(seed)
     lines = ["first\tsecond\tscore"]
     for _ in range(rows):
@@ -48,8 +48,7 @@ def write_pairs(path: Path, rows: int, seed: int = 0) -> Path:
             part if chooser.random() < 0.5 else chooser.choice(words)
             for part, words in zip(parts, (NAMES, VERBS, THINGS), strict=True)
         ]
-        same = sum(a == b for a, b in zip(parts, other, strict=True))
-        lines.append(f"{' '.join(parts)}\t{' '.join(other)}\t{same}")
+        lines.append(f"{' '.join(parts)}\t{' '.join(other)}\t{VERBS.index(other[1])}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

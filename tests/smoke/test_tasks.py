@@ -60,7 +60,7 @@ def test_a_number_for_a_pair(encoder, tmp_path):
     words = [f"task.{column}" for column in columns] + ["task.metric=pearson"]
     paths = [f"task.paths=[{training}]", f"task.validation_paths=[{validation}]"]
     summary = finetune(encoder, tmp_path / "run", *words, *paths, "train.epochs=10")
-    assert summary["best_validation_pearson"] > 0.3
+    assert summary["best_validation_pearson"] > 0.7
 
 
 @pytest.mark.slow

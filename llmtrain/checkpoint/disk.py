@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from llmtrain.checkpoint.manifest import FileEntry
 from llmtrain.utils.errors import DiskFullError
-from llmtrain.utils.io import file_sha256, fsync_directory
+from llmtrain.utils.io import fsync_directory
 
 SPACE_MARGIN = 1.05
 """Headers, the other files and the file system's own needs, as a factor on the tensors' bytes."""
@@ -72,30 +71,28 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     numbers = (tensor.contiguous().reshape(-1).view(torch.uint8).numpy() for _, tensor in ordered)
-    with open(path, "wb") as file:
-        digest = write_durably(file, chain([len(text).to_bytes(8, "little"), text], numbers))
-    return FileEntry(path.stat().st_size, digest)
+    return write_durably(path, chain([len(text).to_bytes(8, "little"), text], numbers))
 
 
-def write_durably(file: BinaryIO, parts: Iterable[Any]) -> str:
-    """Write buffers one after another, each piece onto the disk before the next; SHA-256 of all, as hex.
+def write_durably(path: Path, parts: Iterable[Any]) -> FileEntry:
+    """Write a file that survives a power cut: buffers, one after another, and each piece before the next.
 
     The memory that a piece takes in the cache of files is free for the next one. A cache that grows by
     gigabytes, which nobody reads soon, takes seconds of a core from the training beside it.
     """
-    digest, waiting = hashlib.sha256(), 0
-    for part in parts:
-        buffer = memoryview(part)
-        for start in range(0, buffer.nbytes, PIECE_BYTES):
-            piece = buffer[start : start + PIECE_BYTES]
-            digest.update(piece)
-            file.write(piece)
-            waiting += piece.nbytes
-            if waiting >= PIECE_BYTES:
-                to_disk(file)
-                waiting = 0
-    to_disk(file)
-    return digest.hexdigest()
+    digest, size, durable = hashlib.sha256(), 0, 0
+    with open(path, "wb") as file:
+        for part in parts:
+            buffer = memoryview(part)
+            for start in range(0, buffer.nbytes, PIECE_BYTES):
+                piece = buffer[start : start + PIECE_BYTES]
+                digest.update(piece)
+                size += file.write(piece)
+                if size - durable >= PIECE_BYTES:
+                    to_disk(file)
+                    durable = size
+        to_disk(file)
+    return FileEntry(size, digest.hexdigest())
 
 
 def to_disk(file: BinaryIO) -> None:
@@ -104,15 +101,6 @@ def to_disk(file: BinaryIO) -> None:
     os.fsync(file.fileno())
     if hasattr(os, "posix_fadvise"):  # not on macOS
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def durable_entry(path: Path) -> FileEntry:
-    """Make a file that was just written survive a power cut, and take its digest meanwhile."""
-    with open(path, "rb") as file, ThreadPoolExecutor(1) as pool:
-        syncing = pool.submit(os.fsync, file.fileno())
-        digest = file_sha256(path)
-        syncing.result()
-    return FileEntry(path.stat().st_size, digest)
 
 
 def disk_full(path: Path, needed: int) -> DiskFullError:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from llmtrain.checkpoint.agree import on_rank_0, together
 from llmtrain.checkpoint.background import Beside, Buffers
-from llmtrain.checkpoint.disk import disk_full, durable_entry, is_disk_full
+from llmtrain.checkpoint.disk import disk_full, is_disk_full, write_durably
 from llmtrain.checkpoint.manifest import (
     MANIFEST,
     FileEntry,
@@ -184,8 +184,8 @@ class CheckpointStore:
         layout = {"world_size": dist.world_size(), **content.state.get("layout", {})}
         try:
             for name, text in texts.items():
-                entries[name] = write_durably(temporary / name, text)
-            write_durably(temporary / MANIFEST, build_manifest(content.step, layout, entries))
+                entries[name] = write_durably(temporary / name, [text.encode()])
+            write_durably(temporary / MANIFEST, [build_manifest(content.step, layout, entries).encode()])
             fsync_directory(temporary)
             os.rename(temporary, saving.path)
             fsync_directory(self.directory)
@@ -285,12 +285,6 @@ class CheckpointStore:
         load_tensors(path, tensors)
         state: dict[str, Any] = read_json(path / STATE)
         return state
-
-
-def write_durably(path: Path, text: str) -> FileEntry:
-    """Write a new text file and fsync it."""
-    path.write_bytes(text.encode())
-    return durable_entry(path)
 
 
 def check_match(path: Path, tensors: dict[str, Tensor], all_keys: set[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmtrain.checkpoint import background, disk
 from llmtrain.checkpoint.background import Beside, Buffers
-from llmtrain.checkpoint.manifest import published
+from llmtrain.checkpoint.manifest import FileEntry, published
 from llmtrain.checkpoint.saving import Content
 from llmtrain.utils import machine
 from llmtrain.utils.errors import DiskFullError
@@ -25,7 +25,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Writing waits until it is set."""
     opened, original = threading.Event(), disk.write_durably
 
-    def write_later(*arguments: Any) -> str:
+    def write_later(*arguments: Any) -> FileEntry:
         assert opened.wait(30)
         return original(*arguments)
 

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmtrain.checkpoint import disk, storage
-from llmtrain.checkpoint.manifest import parse_step, step_name
+from llmtrain.checkpoint.manifest import FileEntry, parse_step, step_name
 from llmtrain.checkpoint.saving import Content
 from llmtrain.checkpoint.store import CheckpointStore
 from llmtrain.utils.errors import DiskFullError, ExitCode
+from llmtrain.utils.io import file_sha256
 from tests.checkpoint.samples import Events, make_store, names, save
 from tests.helpers.processes import start_rank, wait_until
 
@@ -163,7 +164,8 @@ def test_tensors_are_written_as_the_library_reads_them(
     tensors |= {"scalar": torch.tensor(1.5), "empty": torch.empty(0, 3), "turned": numbers.float().T}
     monkeypatch.setattr(disk, "PIECE_BYTES", 64)
     entry = disk.write_tensors(tmp_path / "numbers.safetensors", tensors, {"format": "pt"})
-    assert entry == disk.durable_entry(tmp_path / "numbers.safetensors")
+    path = tmp_path / "numbers.safetensors"
+    assert entry == FileEntry(path.stat().st_size, file_sha256(path))
     read = load_file(tmp_path / "numbers.safetensors")
     assert read.keys() == tensors.keys()
     for name, expected in tensors.items():

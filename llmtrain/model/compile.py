@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmtrain.model.assembled import Assembled
 from llmtrain.model.heads.vocabulary import VocabularyProjection
 from llmtrain.model.kernels.loops import compiled_loops
-from llmtrain.model.kernels.weight_gradient import weight_gradient_pass
+from llmtrain.model.kernels.products import product_pass
 
 
 def compile_blocks(model: Assembled) -> None:
@@ -18,7 +18,7 @@ def compile_blocks(model: Assembled) -> None:
     # Otherwise inductor starts helper processes, which outlive a killed worker for a while; with one shape
     # to compile they would have nothing to share.
     torch._inductor.config.compile_threads = 1
-    torch._inductor.config.post_grad_custom_post_pass = weight_gradient_pass()
+    torch._inductor.config.post_grad_custom_post_pass = product_pass()
     loops = compiled_loops()
     for module in model.head.modules():
         if isinstance(module, VocabularyProjection):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from llmtrain.data.batch import IGNORE
 from llmtrain.model.kernels.loops import EAGER, Loops, numbers_of
-from llmtrain.model.kernels.weight_gradient import turns_hidden
+from llmtrain.model.kernels.products import turns_hidden
 
 MAX_LOGITS = 1 << 27
 """Logits held at once, and as many exponentials (256 MB each in bf16); fewer, larger products are faster."""

@@ -12,6 +12,10 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def session_environment(tmp_path_factory: pytest.TempPathFactory):
     """One cache for the whole session, two threads at most, and nothing is downloaded."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # In the background of a script (`nohup make test &`). Runs that tests start would inherit it, and not
+        # hear a Ctrl-C before they listen for themselves.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from llmtrain.model.kernels import linear_cross_entropy as kernel
-from llmtrain.model.kernels import products as rewritten
+from llmtrain.model.kernels import products
 from llmtrain.model.kernels.loops import EAGER, Loops, compiled_loops
 
 pytestmark = pytest.mark.skipif(
@@ -47,20 +47,20 @@ def test_the_compiled_loss_is_the_eager_one(monkeypatch, compiled, rows, dtype):
 
 
 def test_a_compiler_turns_the_narrower_factor_round():
-    """Gradients of both orientations are as good as plain PyTorch's, made by our product; biases are sums."""
+    """Gradients of both orientations are those of plain PyTorch, made by our product; biases are sums."""
     from torch._inductor import config
 
-    ours = {"post_grad_custom_post_pass": rewritten.product_pass(), "compile_threads": 1}
+    ours = {"post_grad_custom_post_pass": products.product_pass(), "compile_threads": 1}
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(384, 768), nn.ReLU(), nn.Linear(768, 384), nn.Linear(384, 64))
+    layers = nn.Sequential(nn.Linear(384, 768), nn.Tanh(), nn.Linear(768, 384), nn.Linear(384, 64))
     x = torch.randn(400, 384)
 
-    def gradients(model, enabled=True):
-        with torch.autocast("cpu", torch.bfloat16, enabled):
+    def gradients(model):
+        with torch.autocast("cpu", torch.bfloat16):
             loss = model(x).float().square().mean()
         return torch.autograd.grad(loss, list(layers.parameters()))
 
-    exact, plain = gradients(layers, enabled=False), gradients(layers)
+    expected = gradients(layers)
     compiled = torch.compile(layers)
     with config.patch(ours):
         gradients(compiled)  # compiling calls operators of every kind itself
@@ -69,15 +69,14 @@ def test_a_compiler_turns_the_narrower_factor_round():
     operators = {event.key for event in profile.key_averages()}
     assert "llmtrain::product" in operators
     assert "aten::addmm" not in operators
-    for mine, theirs, right in zip(found, plain, exact, strict=True):
+    for mine, theirs in zip(found, expected, strict=True):
         assert mine.is_contiguous()
-        # One rounding more, of the product before its bias: up to 1.17 times the error of plain PyTorch.
-        assert (mine - right).norm() < 1.3 * (theirs - right).norm() < 0.05 * right.norm()
+        torch.testing.assert_close(mine, theirs, rtol=3e-2, atol=2e-2 * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize(
     ("sizes", "worth"), [((2048, 768, 3072), True), ((2048, 768, 768), False), ((2048, 256, 1024), False)]
 )
 def test_sizes_decide(sizes, worth):
-    assert rewritten.turns(*sizes) is worth
-    assert rewritten.turns(sizes[0], sizes[2], sizes[1]) is worth
+    assert products.turns(*sizes) is worth
+    assert products.turns(sizes[0], sizes[2], sizes[1]) is worth

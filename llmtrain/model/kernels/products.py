@@ -7,7 +7,7 @@ tenth of the product's time and makes it as fast as the others; where it was the
 turned as well, which the conversion to the format of the weight sets right on its way.
 
 Biases: a product with one first fills its result with it, and reads that again while it adds the product. A
-sum of its own becomes part of the loop that follows anyway: a step of GPT-2 takes 2 % less.
+sum of its own becomes part of the loop that follows anyway: a step of GPT-2 takes 1 to 2 % less.
 
 The eager reference is the product itself; the switch is `LLMTRAIN_KERNELS=0`.
 """
